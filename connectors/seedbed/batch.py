@@ -1,0 +1,114 @@
+"""Arrow helpers: the batches that travel between the roles.
+
+Points: `id: string` (uuid), `vector: fixed_size_list<float32>[d]`, the reserved fields, then payload.
+Payload has few types, the same in every store: string, bool, int64, double, timestamp[us, UTC] and
+lists of string, int64 or double. Decimals, dates, UUIDs and JSON become strings, NaN becomes null,
+bytes are refused.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from seedbed.errors import ConfigError
+from seedbed.protocols import Vectors
+
+RESERVED = pa.schema(
+    [
+        pa.field("_key", pa.string(), nullable=False),
+        pa.field("_chunk", pa.int32(), nullable=False),
+        pa.field("_start", pa.int32(), nullable=False),
+        pa.field("_end", pa.int32(), nullable=False),
+        pa.field("_hash", pa.string(), nullable=False),
+        pa.field("_payload_hash", pa.string(), nullable=False),
+    ]
+)
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+_TEXTY = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_decimal,
+    pa.types.is_date,
+    pa.types.is_time,
+    pa.types.is_null,
+)
+
+
+def point_schema(dimensions: int | None, payload: pa.Schema) -> pa.Schema:
+    """The schema of a batch for `Sink.upsert`; with None, for `Sink.set_payload` (no vector)."""
+    head = [pa.field("id", pa.string(), nullable=False)]
+    if dimensions is not None:
+        head.append(pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False))
+    return pa.schema([*head, *RESERVED, *payload])
+
+
+def payload_of(schema: pa.Schema) -> pa.Schema:
+    """The payload fields of a batch of points."""
+    return pa.schema([f for f in schema if f.name not in ("id", "vector") and f.name not in RESERVED.names])
+
+
+def vectors_array(vectors: Vectors) -> pa.FixedSizeListArray:
+    """float32 (n, d) as one Arrow column, without a copy where it is contiguous."""
+    flat = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
+
+
+def vectors_of(batch: pa.RecordBatch, column: str = "vector") -> Vectors:
+    """The column as float32 (n, d). `flatten`, not `values`: on a slice the latter ignores the offset."""
+    array = batch.column(column)
+    flat: Vectors = array.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(array), array.type.list_size)
+
+
+def payload_type(name: str, source: pa.DataType) -> pa.DataType:
+    """The canonical payload type of a source column. Raises ConfigError for bytes and nested types."""
+    types = pa.types
+    if types.is_boolean(source):
+        return pa.bool_()
+    if types.is_integer(source):
+        return pa.int64()
+    if types.is_floating(source):
+        return pa.float64()
+    if types.is_timestamp(source):
+        return TIMESTAMP
+    if types.is_list(source) or types.is_large_list(source):
+        item = payload_type(name, source.value_type)
+        if item in (pa.string(), pa.int64(), pa.float64()):
+            return pa.list_(item)
+    elif types.is_dictionary(source):
+        return payload_type(name, source.value_type)
+    elif any(is_texty(source) for is_texty in _TEXTY):
+        return pa.string()
+    raise ConfigError(
+        f"column {name!r} of type {source} cannot be payload",
+        setting="payload",
+        hint="leave it out, or cast it to text, a number, a boolean or a timestamp in the source",
+    )
+
+
+def payload_schema(source: pa.Schema, names: list[str]) -> pa.Schema:
+    """Canonical payload fields of the named source columns. Raises ConfigError for reserved and unknown names."""
+    fields = []
+    for name in names:
+        if name.startswith("_") or name in ("id", "vector"):
+            raise ConfigError(
+                f"{name!r} cannot be payload: the name is reserved",
+                setting="payload",
+                hint="every point carries its row's key as `_key`; rename other columns in a `query`",
+            )
+        fields.append(pa.field(name, payload_type(name, source.field(name).type)))
+    return pa.schema(fields)
+
+
+def payload_column(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """A source column as its canonical payload type; NaN becomes null."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    if wanted == TIMESTAMP and array.type.tz is None:
+        return pc.assume_timezone(array.cast(pa.timestamp("us")), "UTC")
+    return array if array.type == wanted else array.cast(wanted)

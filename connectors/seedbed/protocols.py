@@ -1,0 +1,217 @@
+"""The three roles: Source, Embedder, Sink. Nobody must inherit; the classes only have to fit.
+
+Optional abilities are small Protocols of their own. Only the pipeline knows all three roles: a sink
+never embeds, an embedder never retries, a source never hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from seedbed.content import Content, Kind
+from seedbed.identity import KeyRange, Space
+
+Vectors = npt.NDArray[np.float32]
+"""float32, C-contiguous, shape (n, dimensions)."""
+
+Metric = Literal["cosine", "dot", "l2"]
+
+
+# --- source -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows in strictly ascending key order, and the stretch of keys that they are complete for.
+
+    `keys` are canonical (identity.canonical_key), `positions` order-preserving (identity.position): one
+    each a row, ascending. `rows` holds the columns asked for, row by row with them.
+    `covers` is the stretch read to its end: every ledger row in it that is not in `keys` or `failed` is
+    gone from the source. None where nothing may be concluded (watermark, `--keys`, `--where`).
+    `deleted` are (key, position) that the source itself says are deleted (a soft-delete column).
+    `failed` maps a key to (position, reason): rows that exist but cannot be used (duplicate key,
+    invalid UTF-8). A row whose key itself is unusable has position None.
+    `watermark` is the cursor to store once this page and all before it are done, else None.
+    """
+
+    keys: list[str]
+    positions: list[bytes]
+    rows: pa.RecordBatch
+    covers: KeyRange | None = None
+    deleted: list[tuple[str, bytes]] = field(default_factory=list)
+    failed: dict[str, tuple[bytes | None, str]] = field(default_factory=dict)
+    watermark: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows a read wants. `columns` beside the key; the rest narrow it.
+
+    `keys` are canonical keys; `where` is a condition in the source's own language; `since` a stored
+    watermark; `within` a key range (a shard).
+    """
+
+    columns: Sequence[str]
+    page_rows: int = 4096
+    within: KeyRange | None = None
+    keys: Sequence[str] | None = None
+    where: str | None = None
+    since: str | None = None
+    watermark: bool = False
+
+
+class Source(Protocol):
+    """Where rows come from. Errors: ConfigError (a table or column that is not there, naming it),
+    Transient (connection), Fatal (password, rights)."""
+
+    @property
+    def key_columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def key_kinds(self) -> tuple[str, ...]:
+        """identity.KINDS, one a key column: how positions are ordered."""
+        ...
+
+    def schema(self) -> pa.Schema:
+        """All columns with their Arrow types; reads no rows."""
+        ...
+
+    def pages(self, selection: Selection) -> Iterator[Page]:
+        """Pages in key order. No transaction is open while the caller holds a page."""
+        ...
+
+    def estimate(self) -> int | None:
+        """About how many rows there are, cheaply; for progress only."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class CanShard(Protocol):
+    def shards(self, n: int) -> list[KeyRange]:
+        """At most n key ranges that together cover every key once, of about the same number of rows."""
+        ...
+
+
+# --- embedder ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Usage:
+    """What an embedder has consumed since it was made. Tokens are the model's own, after truncation."""
+
+    calls: int = 0
+    contents: int = 0
+    tokens: int = 0
+
+
+class Embedder(Protocol):
+    """Contents in, one float32 array of unit length (L2) out. Errors: ContentsRefused (with the others'
+    vectors), Transient, Fatal. Never retries, never caches."""
+
+    @property
+    def space(self) -> Space:
+        """Known without loading weights."""
+        ...
+
+    @property
+    def usage(self) -> Usage: ...
+
+    def embed(self, contents: Sequence[Content], kind: Kind = "document") -> Vectors: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class CanCountTokens(Protocol):
+    def count_tokens(self, contents: Sequence[Content], kind: Kind = "document") -> npt.NDArray[np.int64]:
+        """Tokens of each content, without loading weights and before truncation to the model's limit."""
+        ...
+
+
+@runtime_checkable
+class CanTellProvenance(Protocol):
+    def provenance(self) -> Mapping[str, str]:
+        """dtype, device, library versions of this run."""
+        ...
+
+
+# --- sink -------------------------------------------------------------------------------------------
+
+Filter = Mapping[str, object]
+"""Equality `{"brand": "x"}`, membership `{"brand": ["x", "y"]}`, ranges `{"price": {"gte": 1, "lt": 5}}`
+(gt, gte, lt, lte); several entries are and-ed. Fields are payload fields or `_key`. The same answers in every store."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSpec:
+    """What a collection must be. `payload` are the payload fields with their canonical Arrow types
+    (batch.payload_schema): string, bool, int64, double, timestamp, list<string>, JSON as string."""
+
+    name: str
+    pipeline: str
+    space: Space
+    metric: Metric
+    payload: pa.Schema
+    info: Mapping[str, str] = field(default_factory=dict)
+    """More that is kept with the collection: query template, recipe digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One point found. `score` higher is better: cosine similarity, inner product, or minus L2 distance."""
+
+    key: str
+    chunk: int
+    score: float
+    payload: dict[str, object]
+
+
+class Sink(Protocol):
+    """Where vectors stand. A batch has the columns of batch.point_schema. Errors: Refused (a collection
+    that is not ours, another space), ConfigError, Transient, Fatal; a row that the store cannot take
+    raises RowError with its key, and nothing of that batch is written."""
+
+    def ensure(self, spec: CollectionSpec) -> str:
+        """Creates `NAME__v1` and what readers use (`NAME`), or checks that what stands there fits: both
+        sides of what does not are named. New payload columns are added. Returns the version (`v1`)."""
+        ...
+
+    def describe(self) -> CollectionSpec | None:
+        """The spec that the collection was made with, None where there is no such collection; writes nothing."""
+        ...
+
+    def upsert(self, points: pa.RecordBatch) -> None:
+        """Idempotent by `id`. Durable on return."""
+        ...
+
+    def set_payload(self, points: pa.RecordBatch) -> None:
+        """As upsert, of points that stand there, without the `vector` column: vectors stay."""
+        ...
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """By point id; an id that is not there is no error."""
+        ...
+
+    def count(self) -> int: ...
+
+    def scan(self, page_rows: int = 4096, *, vectors: bool = False) -> Iterator[pa.RecordBatch]:
+        """All points in id order: `id`, the reserved fields, payload, and `vector` if wanted."""
+        ...
+
+    def search(self, vector: Vectors, k: int, filter: Filter | None = None) -> list[Hit]:
+        """The k nearest points to one vector of shape (dimensions,), best first."""
+        ...
+
+    def finish(self) -> None:
+        """After a run's last write: builds an index that waited for a bulk load. Idempotent."""
+        ...
+
+    def close(self) -> None: ...
