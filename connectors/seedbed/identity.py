@@ -129,9 +129,9 @@ def point_id(key: str, chunk: int = 0) -> str:
 # --- hashes -----------------------------------------------------------------------------------------
 
 
-def content_hash(recipe: bytes, canonical: bytes) -> str:
-    """SHA-256, hex, of what a row becomes: the recipe's digest (chunker and settings) and the content's bytes."""
-    return hashlib.sha256(recipe + canonical).hexdigest()
+def content_hash(chunker: bytes, canonical: bytes) -> bytes:
+    """SHA-256 of what a row becomes: the chunker's digest (empty without one) and the content's bytes."""
+    return hashlib.sha256(chunker + canonical).digest()
 
 
 def cache_key(space: bytes, kind: str, canonical: bytes) -> bytes:

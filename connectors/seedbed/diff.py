@@ -1,0 +1,217 @@
+"""Which rows of a page need work: the source's hashes against what the ledger says stands at each sink."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+import pyarrow as pa
+
+from seedbed.content import Content
+from seedbed.ledger import Destination, Ledger, RowFailure, Standing
+from seedbed.protocols import Page
+from seedbed.recipe import PayloadRecipe, Recipe
+
+T = TypeVar("T")
+
+NOTHING, PAYLOAD, VECTOR = range(3)
+"""What a sink needs of a row: nothing, its payload only, or all of it."""
+
+
+class Gone(NamedTuple):
+    """A row whose points must go from one sink (by its number in the pipeline)."""
+
+    sink: int
+    position: bytes
+    key: str
+    points: int
+
+
+@dataclass(slots=True)
+class Need:
+    """One sink's needs, parallel to the work's rows."""
+
+    payload: list[bytes]
+    what: list[int]
+    stands: list[int]
+    """Points that stand there now; a row of fewer chunks leaves some to be removed."""
+
+
+@dataclass(slots=True)
+class Work:
+    """Rows that at least one sink needs, as parallel lists."""
+
+    keys: list[str]
+    positions: list[bytes]
+    contents: list[Content]
+    hashes: list[bytes]
+    rows: pa.RecordBatch
+    needs: list[Need]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, indices: Sequence[int]) -> Work:
+        def pick(values: list[T]) -> list[T]:
+            return [values[i] for i in indices]
+
+        return Work(
+            pick(self.keys),
+            pick(self.positions),
+            pick(self.contents),
+            pick(self.hashes),
+            self.rows.take(pa.array(indices, pa.int64())),
+            [Need(pick(need.payload), pick(need.what), pick(need.stands)) for need in self.needs],
+        )
+
+    @classmethod
+    def join(cls, works: Sequence[Work]) -> Work:
+        if len(works) == 1:
+            return works[0]
+
+        def chain(lists: Iterable[list[T]]) -> list[T]:
+            return [value for values in lists for value in values]
+
+        return cls(
+            chain(w.keys for w in works),
+            chain(w.positions for w in works),
+            chain(w.contents for w in works),
+            chain(w.hashes for w in works),
+            pa.Table.from_batches([w.rows for w in works]).combine_chunks().to_batches()[0],
+            [
+                Need(chain(n.payload for n in sink), chain(n.what for n in sink), chain(n.stands for n in sink))
+                for sink in zip(*(w.needs for w in works), strict=True)
+            ],
+        )
+
+
+@dataclass(slots=True)
+class PageDiff:
+    work: Work | None = None
+    gone: list[Gone] = field(default_factory=list)
+    failures: list[RowFailure] = field(default_factory=list)
+    keyless: list[str] = field(default_factory=list)
+    """Reasons of rows that have no usable key, which the ledger cannot name."""
+    read: int = 0
+    skipped: int = 0
+    new: int = 0
+    changed: int = 0
+    payload_changed: int = 0
+    unchanged: int = 0
+
+
+class Differ:
+    """Compares pages with the ledger, for the sinks that are up (a destination None stands for an empty one)."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        payloads: Sequence[PayloadRecipe],
+        ledger: Ledger,
+        destinations: Sequence[Destination | None],
+        *,
+        fail_empty: bool = False,
+        rewrite: bool = False,
+    ) -> None:
+        self._recipe = recipe
+        self._payloads = payloads
+        self._ledger = ledger
+        self._destinations = destinations
+        self._fail_empty = fail_empty
+        self._rewrite = rewrite
+
+    def diff(self, page: Page) -> PageDiff:
+        contents = self._recipe.contents(page.rows)
+        hashes = self._recipe.hashes(contents)
+        empty = {index for index, content in enumerate(contents) if content.empty}
+        result = PageDiff(read=len(page.keys) + len(page.failed), skipped=0 if self._fail_empty else len(empty))
+        self._note_failures(page, hashes, empty, result)
+        staying = (
+            {position for position, _ in page.failed.values()} | {page.positions[index] for index in empty}
+            if self._fail_empty
+            else {position for position, _ in page.failed.values()}
+        )
+        needs = [self._need(number, page, hashes, empty, staying, result) for number in range(len(self._destinations))]
+        self._classify(needs, result)
+        result.unchanged = len(page.keys) - len(empty) - result.new - result.changed - result.payload_changed
+        wanted = [i for i in range(len(page.keys)) if any(need.what[i] for need in needs)]
+        if wanted:
+            result.work = Work(page.keys, page.positions, contents, hashes, page.rows, needs).take(wanted)
+        return result
+
+    def _note_failures(self, page: Page, hashes: list[bytes], empty: set[int], result: PageDiff) -> None:
+        for key, (position, reason) in page.failed.items():
+            if position is None:
+                result.keyless.append(reason)
+            else:
+                result.failures.append(RowFailure(position, key, None, reason))
+        if self._fail_empty:
+            result.failures += [
+                RowFailure(page.positions[i], page.keys[i], hashes[i], "its content is empty") for i in sorted(empty)
+            ]
+
+    def _need(
+        self,
+        number: int,
+        page: Page,
+        hashes: list[bytes],
+        empty: set[int],
+        staying: set[bytes | None],
+        result: PageDiff,
+    ) -> Need:
+        payload = self._payloads[number].hashes(page.rows)
+        standing = self._standing(number, page)
+        count = len(page.keys)
+        unchanged = (
+            not empty
+            and not self._rewrite
+            and standing.positions == page.positions
+            and standing.content == hashes
+            and standing.payload == payload
+        )
+        if unchanged:
+            return Need(payload, [NOTHING] * count, standing.points)
+        at = {position: index for index, position in enumerate(standing.positions)}
+        what, stands = [NOTHING] * count, [0] * count
+        kept = set(staying)
+        for index, position in enumerate(page.positions):
+            if index in empty:
+                continue
+            kept.add(position)
+            found = at.get(position)
+            if found is None:
+                what[index] = VECTOR
+                continue
+            stands[index] = standing.points[found]
+            if self._rewrite or standing.content[found] != hashes[index]:
+                what[index] = VECTOR
+            elif standing.payload[found] != payload[index]:
+                what[index] = PAYLOAD
+        said = {position for _, position in page.deleted} | {page.positions[index] for index in empty}
+        result.gone += [
+            Gone(number, position, standing.keys[index], standing.points[index])
+            for position, index in at.items()
+            if position not in kept and (page.covers is not None or position in said)
+        ]
+        return Need(payload, what, stands)
+
+    def _standing(self, number: int, page: Page) -> Standing:
+        destination = self._destinations[number]
+        if page.covers is not None:
+            return self._ledger.standing(destination, page.covers)
+        return self._ledger.standing_of(
+            destination, sorted({*page.positions, *(position for _, position in page.deleted)})
+        )
+
+    @staticmethod
+    def _classify(needs: list[Need], result: PageDiff) -> None:
+        for row in zip(*(zip(need.what, need.stands, strict=True) for need in needs), strict=True):
+            most = max(what for what, _ in row)
+            if most == VECTOR:
+                if any(stands for _, stands in row):
+                    result.changed += 1
+                else:
+                    result.new += 1
+            elif most == PAYLOAD:
+                result.payload_changed += 1

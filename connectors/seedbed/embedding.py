@@ -1,0 +1,149 @@
+"""The embedding stage: work in, vectors out, through the chunker, the cache and the embedder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from seedbed.cache import VectorCache
+from seedbed.chunk import Chunker
+from seedbed.content import Content
+from seedbed.diff import VECTOR, Work
+from seedbed.errors import ContentsRefused, RowError
+from seedbed.identity import cache_key
+from seedbed.ledger import RowCost
+from seedbed.protocols import Embedder, Vectors
+from seedbed.retry import Patience
+
+Span = tuple[int, int]
+"""Characters [start, end) of a row's text that one point is made from."""
+
+
+@dataclass(slots=True)
+class Embedded:
+    """Work with its vectors. Point p of row r is number `first[r] + p`; rows that need no vector have spans,
+    but their vectors are undefined."""
+
+    work: Work
+    spans: list[list[Span]]
+    vectors: Vectors
+    first: list[int]
+    failed: dict[int, str] = field(default_factory=dict)
+    """Rows that the model refused: index → reason."""
+    embedded: int = 0
+    cached: int = 0
+    tokens: int = 0
+    costs: list[RowCost] = field(default_factory=list)
+    """What each row cost that a model was called for."""
+
+
+class EmbeddingStage:
+    def __init__(
+        self, embedder: Embedder, cache: VectorCache | None, chunker: Chunker | None, patience: Patience
+    ) -> None:
+        self._embedder = embedder
+        self._cache = cache
+        self._chunker = chunker
+        self._patience = patience
+        self._space = embedder.space
+
+    def __call__(self, work: Work) -> Embedded:
+        spans = [self.spans(content) for content in work.contents]
+        needed = [row for row in range(len(work)) if any(need.what[row] == VECTOR for need in work.needs)]
+        pieces = {row: [piece(work.contents[row], span) for span in spans[row]] for row in needed}
+        keys = {row: [self._key(content) for content in pieces[row]] for row in needed}
+        first = np.concatenate([[0], np.cumsum([len(row) for row in spans])]).tolist()
+        result = Embedded(work, spans, np.zeros((first[-1], self._space.dimensions), np.float32), first)
+        known = self._cache.get([key for row in keys.values() for key in row]) if self._cache else {}
+        missing, askers = _first_askers(keys, pieces, known)
+        before = self._embedder.usage.tokens
+        refused = self._embed(missing, known)
+        result.tokens = self._embedder.usage.tokens - before
+        for row in needed:
+            bad = next((refused[key] for key in keys[row] if key in refused), None)
+            if bad is not None:
+                result.failed[row] = bad
+                continue
+            result.vectors[first[row] : first[row + 1]] = [known[key] for key in keys[row]]
+            if row in askers:
+                result.embedded += 1
+            else:
+                result.cached += 1
+        result.costs = _share(result.tokens, {row: n for row, n in askers.items() if row not in result.failed}, work)
+        return result
+
+    def spans(self, content: Content) -> list[Span]:
+        if self._chunker is None:
+            return [(0, len(content.text))]
+        return self._chunker.spans(content.text)
+
+    def missing(self, work: Work) -> list[Content]:
+        """The contents that `__call__` would embed; embeds nothing."""
+        needed = [row for row in range(len(work)) if any(need.what[row] == VECTOR for need in work.needs)]
+        pieces = {row: [piece(work.contents[row], span) for span in self.spans(work.contents[row])] for row in needed}
+        keys = {row: [self._key(content) for content in pieces[row]] for row in needed}
+        known = self._cache.get([key for row in keys.values() for key in row]) if self._cache else {}
+        return list(_first_askers(keys, pieces, known)[0].values())
+
+    def _key(self, content: Content) -> bytes:
+        return cache_key(self._space.digest, "document", content.canonical())
+
+    def _embed(self, missing: dict[bytes, Content], known: dict[bytes, Vectors]) -> dict[bytes, str]:
+        """Adds the missing vectors to the known ones and to the cache; the refused ones with their reasons."""
+        if not missing:
+            return {}
+        keys, contents = list(missing), list(missing.values())
+        vectors, refused = self._patience.run(lambda: _call(self._embedder, contents))
+        if vectors.shape != (len(contents), self._space.dimensions):
+            raise RowError(
+                f"the embedder answered {vectors.shape}, not {(len(contents), self._space.dimensions)}",
+                setting="embedder.dimensions",
+                hint="set `dimensions` to what the model gives",
+            )
+        for number in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
+            refused.setdefault(int(number), "the model answered with NaN or infinite numbers")
+        fresh = {key: vectors[n] for n, key in enumerate(keys) if n not in refused}
+        known.update(fresh)
+        if self._cache:
+            self._cache.put(fresh)
+        return {keys[n]: reason for n, reason in refused.items()}
+
+
+def _share(tokens: int, askers: dict[int, int], work: Work) -> list[RowCost]:
+    """Spreads a call's tokens over the rows that asked, by their characters, without losing any."""
+    total, given, seen = max(sum(askers.values()), 1), 0, 0
+    costs = []
+    for row, characters in askers.items():
+        seen += characters
+        upto = tokens * seen // total
+        costs.append(RowCost(work.positions[row], work.keys[row], work.hashes[row], upto - given))
+        given = upto
+    return costs
+
+
+def piece(content: Content, span: Span) -> Content:
+    text = content.text
+    return content if span == (0, len(text)) else Content.of(text[slice(*span)])
+
+
+def _first_askers(
+    keys: dict[int, list[bytes]], pieces: dict[int, list[Content]], known: dict[bytes, Vectors]
+) -> tuple[dict[bytes, Content], dict[int, int]]:
+    """Each unknown content once, and the rows that first asked for one with its characters."""
+    missing: dict[bytes, Content] = {}
+    askers: dict[int, int] = {}
+    for row, row_keys in keys.items():
+        for key, content in zip(row_keys, pieces[row], strict=True):
+            if key not in known and key not in missing:
+                missing[key] = content
+                askers[row] = askers.get(row, 0) + len(content.text)
+    return missing, askers
+
+
+def _call(embedder: Embedder, contents: Sequence[Content]) -> tuple[Vectors, dict[int, str]]:
+    try:
+        return embedder.embed(contents), {}
+    except ContentsRefused as error:
+        return error.vectors, dict(error.refused)

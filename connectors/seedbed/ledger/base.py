@@ -1,0 +1,390 @@
+"""The ledger's tables and rules, in the SQL that SQLite and Postgres share.
+
+Three levels. *row*: a source row of a pipeline, with what it last cost and why it last failed. *target*:
+what stands at one destination (sink and version) for that row: content hash, payload hash, points.
+*run*. A row is done for a destination when that target's hashes equal the source's; an unchanged row
+costs no write.
+
+*intent*: before a store is written, the keys and point counts of that write are committed here, and
+removed with the targets' commit. What a crash leaves behind is folded into the targets with unknown
+(NULL) hashes by `recover`, so that the next run rewrites or removes exactly those rows, even where the
+source has changed in between.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import repeat
+from typing import Any, NamedTuple
+
+from seedbed.errors import Refused
+from seedbed.identity import KeyRange, Space
+
+SCHEMA_VERSION = 1
+
+# {serial}, {bytes}: the two words in which the dialects differ.
+TABLES = """
+create table {p}ledger_version (version integer not null);
+create table {p}pipeline (id {serial}, name text not null unique, recipe text, watermark text);
+create table {p}destination (id {serial}, pipeline_id integer not null, sink text not null, version text not null,
+  space text not null, unique (pipeline_id, sink, version));
+create table {p}run (id {serial}, pipeline_id integer not null, who text not null, started text not null,
+  finished text, outcome text, counts text, provenance text);
+create table {p}source_row (pipeline_id integer not null, position {bytes} not null, key text not null,
+  content {bytes}, tenant text, tokens integer, error text, primary key (pipeline_id, position)){rowless};
+create table {p}target (destination_id integer not null, position {bytes} not null, key text not null,
+  content {bytes}, payload {bytes}, points integer not null, run_id integer not null,
+  primary key (destination_id, position)){rowless};
+create table {p}intent (id {serial}, destination_id integer not null, entries text not null)
+"""
+
+
+class Destination(NamedTuple):
+    """One sink of one pipeline at one version."""
+
+    id: int
+    sink: str
+    version: str
+
+
+class Entry(NamedTuple):
+    """One row as it now stands at a destination; content None: unknown, to be rewritten."""
+
+    position: bytes
+    key: str
+    content: bytes | None
+    payload: bytes | None
+    points: int
+
+
+class RowCost(NamedTuple):
+    """A row that was embedded, and what that cost."""
+
+    position: bytes
+    key: str
+    content: bytes
+    tokens: int
+
+
+class RowFailure(NamedTuple):
+    position: bytes
+    key: str
+    content: bytes | None
+    error: str
+
+
+@dataclass(slots=True)
+class Standing:
+    """What stands in a stretch of keys, as parallel lists in order of position."""
+
+    positions: list[bytes] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    content: list[bytes | None] = field(default_factory=list)
+    payload: list[bytes | None] = field(default_factory=list)
+    points: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    recipe: str | None
+    watermark: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    id: int
+    who: str
+    started: str
+    finished: str | None
+    outcome: str | None
+    counts: dict[str, Any]
+    provenance: dict[str, str]
+
+
+class Ledger(abc.ABC):
+    """One connection, shared by the run's threads behind a lock. Dialects fill in the six abstract methods."""
+
+    def __init__(self) -> None:
+        self._guard = threading.RLock()
+
+    # --- what a dialect gives -----------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Runs one statement with `?` placeholders; its rows, or nothing."""
+
+    @abc.abstractmethod
+    def _bulk(self, table: str, columns: dict[str, Sequence[object]], conflict: str) -> None:
+        """Inserts parallel columns; `conflict` is what follows ON CONFLICT."""
+
+    @abc.abstractmethod
+    def _among(self, column: str, values: Sequence[bytes]) -> tuple[str, list[object]]:
+        """A condition that the column is one of the values, and its parameters."""
+
+    @abc.abstractmethod
+    def _transaction(self) -> AbstractContextManager[None]: ...
+
+    @abc.abstractmethod
+    def lock(self, pipeline: str) -> None:
+        """Only one run of a pipeline at a time; released by `close` or by death. Raises AlreadyRunning."""
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
+
+    # --- pipelines and runs -------------------------------------------------------------------------
+
+    def pipeline_id(self, name: str) -> int | None:
+        found = self._query("select id from pipeline where name = ?", [name])
+        return int(found[0][0]) if found else None
+
+    def register(self, name: str) -> int:
+        self._query("insert into pipeline (name) values (?) on conflict do nothing", [name])
+        return int(self._query("select id from pipeline where name = ?", [name])[0][0])
+
+    def state(self, pipeline_id: int | None) -> State:
+        found = self._query("select recipe, watermark from pipeline where id = ?", [pipeline_id])
+        return State(*found[0]) if found else State(None, None)
+
+    def set_state(self, pipeline_id: int, state: State) -> None:
+        if self.state(pipeline_id) != state:
+            self._query(
+                "update pipeline set recipe = ?, watermark = ? where id = ?",
+                [state.recipe, state.watermark, pipeline_id],
+            )
+
+    def begin(self, pipeline_id: int, who: str) -> int:
+        with self._transaction():
+            self._query(
+                "update run set finished = ?, outcome = 'died' where pipeline_id = ? and finished is null",
+                [_now(), pipeline_id],
+            )
+            return int(
+                self._query(
+                    "insert into run (pipeline_id, who, started) values (?, ?, ?) returning id",
+                    [pipeline_id, who, _now()],
+                )[0][0]
+            )
+
+    def end(self, run_id: int, outcome: str, counts: dict[str, Any], provenance: dict[str, str]) -> None:
+        self._query(
+            "update run set finished = ?, outcome = ?, counts = ?, provenance = ? where id = ?",
+            [_now(), outcome, json.dumps(counts), json.dumps(provenance), run_id],
+        )
+
+    def runs(self, pipeline_id: int | None, last: int = 5) -> list[RunRecord]:
+        found = self._query(
+            "select id, who, started, finished, outcome, counts, provenance from run where pipeline_id = ? "
+            "order by id desc limit ?",
+            [pipeline_id, last],
+        )
+        return [
+            RunRecord(run, who, started, finished, outcome, json.loads(counts or "{}"), json.loads(provenance or "{}"))
+            for run, who, started, finished, outcome, counts, provenance in found
+        ]
+
+    def running(self, pipeline: str) -> str:
+        """Who holds the pipeline, in words; for the message of AlreadyRunning."""
+        found = self._query(
+            "select run.who, run.started from run join pipeline on pipeline.id = run.pipeline_id "
+            "where pipeline.name = ? and run.finished is null order by run.id desc limit 1",
+            [pipeline],
+        )
+        return f"{found[0][0]} since {found[0][1]}" if found else "another process"
+
+    # --- destinations -------------------------------------------------------------------------------
+
+    def destination(self, pipeline_id: int | None, sink: str, version: str) -> Destination | None:
+        found = self._query(
+            "select id from destination where pipeline_id = ? and sink = ? and version = ?",
+            [pipeline_id, sink, version],
+        )
+        return Destination(int(found[0][0]), sink, version) if found else None
+
+    def add_destination(self, pipeline_id: int, sink: str, version: str, space: Space) -> Destination:
+        self._query(
+            "insert into destination (pipeline_id, sink, version, space) values (?, ?, ?, ?) on conflict do nothing",
+            [pipeline_id, sink, version, space.to_json()],
+        )
+        made = self.destination(pipeline_id, sink, version)
+        assert made is not None
+        return made
+
+    def count(self, destination: Destination | None) -> int:
+        if destination is None:
+            return 0
+        return int(self._query("select count(*) from target where destination_id = ?", [destination.id])[0][0])
+
+    def touched(self, destination: Destination) -> bool:
+        """Whether anything was ever written, or begun to be written, there."""
+        return any(
+            self._query(f"select 1 from {table} where destination_id = ? limit 1", [destination.id])
+            for table in ("target", "intent")
+        )
+
+    # --- targets ------------------------------------------------------------------------------------
+
+    def standing(self, destination: Destination | None, stretch: KeyRange) -> Standing:
+        bounds, parameters = _bounds(stretch)
+        return self._standing(destination, bounds, parameters)
+
+    def standing_of(self, destination: Destination | None, positions: Sequence[bytes]) -> Standing:
+        if not positions:
+            return Standing()
+        return self._standing(destination, *self._among("position", positions))
+
+    def unknown(self, destination: Destination | None) -> Standing:
+        """The rows that a crash left in doubt."""
+        return self._standing(destination, "content is null", [])
+
+    def _standing(self, destination: Destination | None, condition: str, parameters: list[object]) -> Standing:
+        if destination is None:
+            return Standing()
+        rows = self._query(
+            f"select position, key, content, payload, points from target where destination_id = ? "
+            f"and {condition} order by position",
+            [destination.id, *parameters],
+        )
+        return Standing(*map(list, zip(*rows, strict=True))) if rows else Standing()
+
+    def intend(self, destination: Destination, entries: Sequence[Entry]) -> int:
+        """Commits that these rows are about to be written or removed; `points` the most that may stand there."""
+        return int(
+            self._query(
+                "insert into intent (destination_id, entries) values (?, ?) returning id",
+                [destination.id, json.dumps([(e.position.hex(), e.key, e.points) for e in entries])],
+            )[0][0]
+        )
+
+    def commit(self, destination: Destination, run_id: int, intent: int | None, entries: Sequence[Entry]) -> None:
+        """The entries now stand there; the intent is done. One transaction."""
+        with self._transaction():
+            self._put_targets(destination, run_id, entries, "content = excluded.content, points = excluded.points")
+            if intent is not None:
+                self._query("delete from intent where id = ?", [intent])
+
+    def forget(self, destination: Destination, intent: int | None, positions: Sequence[bytes]) -> None:
+        """The rows no longer stand there; the intent is done. One transaction."""
+        condition, parameters = self._among("position", positions)
+        with self._transaction():
+            self._query(f"delete from target where destination_id = ? and {condition}", [destination.id, *parameters])
+            if intent is not None:
+                self._query("delete from intent where id = ?", [intent])
+
+    def reset(self, destination: Destination) -> None:
+        """Nothing stands there any more (the collection was dropped or emptied by others)."""
+        with self._transaction():
+            self._query("delete from target where destination_id = ?", [destination.id])
+            self._query("delete from intent where destination_id = ?", [destination.id])
+
+    def recover(self, destination: Destination) -> int:
+        """Folds what a crash left in flight into the targets, in doubt; how many intents there were."""
+        left = self._query("select id, entries from intent where destination_id = ? order by id", [destination.id])
+        for number, entries in left:
+            doubtful = [Entry(bytes.fromhex(p), key, None, None, points) for p, key, points in json.loads(entries)]
+            with self._transaction():
+                self._put_targets(
+                    destination,
+                    0,
+                    doubtful,
+                    "content = null, points = case when target.points > excluded.points "
+                    "then target.points else excluded.points end",
+                )
+                self._query("delete from intent where id = ?", [number])
+        return len(left)
+
+    def _put_targets(self, destination: Destination, run_id: int, entries: Sequence[Entry], update: str) -> None:
+        if not entries:
+            return
+        columns = dict(zip(Entry._fields, map(list, zip(*entries, strict=True)), strict=True))
+        ids = list(repeat(destination.id, len(entries)))
+        self._bulk(
+            "target",
+            {"destination_id": ids, **columns, "run_id": list(repeat(run_id, len(entries)))},
+            f"(destination_id, position) do update set {update}, payload = excluded.payload, run_id = excluded.run_id",
+        )
+
+    # --- rows ---------------------------------------------------------------------------------------
+
+    def record_rows(self, pipeline_id: int, costs: Sequence[RowCost]) -> None:
+        """Rows that were embedded; an earlier error is cleared."""
+        if costs:
+            self._rows(pipeline_id, costs, tokens=[cost.tokens for cost in costs], error=[None] * len(costs))
+
+    def record_failures(self, pipeline_id: int, failures: Sequence[RowFailure]) -> int:
+        """Rows that the model or the store refused; how many had not failed so with the same content before."""
+        if not failures:
+            return 0
+        condition, parameters = self._among("position", [f.position for f in failures])
+        with self._transaction():
+            known = {
+                bytes(position): content
+                for position, content in self._query(
+                    f"select position, content from source_row where pipeline_id = ? and error is not null "
+                    f"and {condition}",
+                    [pipeline_id, *parameters],
+                )
+            }
+            self._rows(
+                pipeline_id, failures, tokens=[None] * len(failures), error=[failure.error for failure in failures]
+            )
+        return sum(f.position not in known or known[f.position] != f.content for f in failures)
+
+    def _rows(
+        self, pipeline_id: int, rows: Sequence[RowCost] | Sequence[RowFailure], *, tokens: list[Any], error: list[Any]
+    ) -> None:
+        columns: dict[str, Sequence[object]] = {
+            "pipeline_id": [pipeline_id] * len(rows),
+            "position": [row.position for row in rows],
+            "key": [row.key for row in rows],
+            "content": [row.content for row in rows],
+            "tokens": tokens,
+            "error": error,
+        }
+        self._bulk(
+            "source_row",
+            columns,
+            "(pipeline_id, position) do update set content = excluded.content, tokens = excluded.tokens, "
+            "error = excluded.error",
+        )
+
+    def forget_rows(self, pipeline_id: int, positions: Sequence[bytes]) -> None:
+        if positions:
+            condition, parameters = self._among("position", positions)
+            self._query(f"delete from source_row where pipeline_id = ? and {condition}", [pipeline_id, *parameters])
+
+    def failures(self, pipeline_id: int | None, limit: int = -1) -> Iterator[RowFailure]:
+        rows = self._query(
+            "select position, key, content, error from source_row where pipeline_id = ? and error is not null "
+            "order by position" + (f" limit {limit:d}" if limit >= 0 else ""),
+            [pipeline_id],
+        )
+        return (RowFailure(bytes(position), key, content, error) for position, key, content, error in rows)
+
+    # --- schema -------------------------------------------------------------------------------------
+
+    def _check_version(self, found: int) -> None:
+        if found > SCHEMA_VERSION:
+            raise Refused(
+                f"the ledger is of version {found}, newer than this program's {SCHEMA_VERSION}",
+                setting="ledger.url",
+                hint="upgrade seedbed, or name another ledger",
+            )
+
+
+def _bounds(stretch: KeyRange) -> tuple[str, list[object]]:
+    conditions, parameters = ["1 = 1"], []
+    for operator, bound in ((">", stretch.after), ("<=", stretch.upto)):
+        if bound is not None:
+            conditions.append(f"position {operator} ?")
+            parameters.append(bound)
+    return " and ".join(conditions), list(parameters)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

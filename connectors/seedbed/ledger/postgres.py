@@ -1,0 +1,103 @@
+"""The ledger in Postgres, schema `seedbed_ledger`: for many workers, and beside the data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from psycopg import Connection, OperationalError
+from psycopg.rows import TupleRow
+
+from seedbed.errors import AlreadyRunning
+from seedbed.ledger.base import SCHEMA_VERSION, TABLES, Ledger
+from seedbed.postgres import Database, mapped
+
+_TYPES = {
+    "position": "bytea",
+    "content": "bytea",
+    "payload": "bytea",
+    "key": "text",
+    "error": "text",
+    "tokens": "int4",
+    "points": "int4",
+    "pipeline_id": "int4",
+    "destination_id": "int4",
+    "run_id": "int4",
+}
+
+
+class PostgresLedger(Ledger):
+    """One connection in autocommit; the lock is an advisory one of its session, so it dies with it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._database = Database(url, setting="ledger.url")
+        self._connection: Connection[TupleRow] = self._database.connect()
+
+    def prepare(self, *, create: bool) -> bool:
+        """Whether the schema stands (now, with `create`). Raises Refused for one of a newer version."""
+        if not self._stands():
+            if not create:
+                return False
+            self._create()
+        self._query("set search_path = seedbed_ledger, pg_catalog")
+        self._check_version(int(self._query("select version from ledger_version")[0][0]))
+        return True
+
+    def _stands(self) -> bool:
+        return bool(self._query("select to_regclass('seedbed_ledger.ledger_version') is not null")[0][0])
+
+    def _create(self) -> None:
+        with self._transaction():
+            self._query("select pg_advisory_xact_lock(hashtext('seedbed_ledger'))")
+            if self._stands():
+                return
+            words = {
+                "p": "seedbed_ledger.",
+                "serial": "serial primary key",
+                "bytes": "bytea",
+                "rowless": "",
+            }
+            self._query("create schema if not exists seedbed_ledger")
+            for statement in TABLES.format(**words).split(";"):
+                self._query(statement)
+            self._query("insert into seedbed_ledger.ledger_version values (?)", [SCHEMA_VERSION])
+
+    def _query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self._guard, mapped("ledger.url"), self._connection.cursor(binary=True) as cursor:
+            # The shared SQL marks parameters as SQLite does and holds no other question mark.
+            cursor.execute(sql.replace("?", "%s").encode(), parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def _bulk(self, table: str, columns: dict[str, Sequence[object]], conflict: str) -> None:
+        arrays = ", ".join(f"%s::{_TYPES[name]}[]" for name in columns)
+        sql = f"insert into {table} ({', '.join(columns)}) select * from unnest({arrays}) on conflict {conflict}"
+        with self._guard, mapped("ledger.url"), self._connection.cursor(binary=True) as cursor:
+            cursor.execute(sql.encode(), [list(values) for values in columns.values()])
+
+    def _among(self, column: str, values: Sequence[bytes]) -> tuple[str, list[object]]:
+        return f"{column} = any(?::bytea[])", [list(values)]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._guard, mapped("ledger.url"), self._connection.transaction():
+            yield
+
+    def lock(self, pipeline: str) -> None:
+        number = int.from_bytes(hashlib.sha256(f"seedbed run {pipeline}".encode()).digest()[:8], signed=True)
+        if not self._query("select pg_try_advisory_lock(?)", [number])[0][0]:
+            raise AlreadyRunning(
+                f"pipeline {pipeline!r} is being run by {self.running(pipeline)}",
+                setting="ledger.url",
+                hint="wait for it to end; a run that died holds nothing",
+            )
+
+    def close(self) -> None:
+        try:
+            self._connection.close()
+        except OperationalError:
+            return
+        finally:
+            self._database.close()

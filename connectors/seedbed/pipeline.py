@@ -1,0 +1,93 @@
+"""The library's front door: a declared pipeline and its verbs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from seedbed.declaration import Declaration, declare, read
+from seedbed.report import PlanReport, SyncReport
+from seedbed.session import Session
+
+
+class Pipeline:
+    """A pipeline by the names of the pipeline file:
+
+        Pipeline(name="products", source={"url": …}, content={"text": …}, embedder={"url": …}, sink=[{"url": …}])
+
+    Relative paths are relative to `base`. Raises ConfigError. Every verb opens what it needs and closes it.
+    """
+
+    def __init__(self, *, base: str | Path = ".", **declared: Any) -> None:
+        self.declaration: Declaration = declare(declared, base=Path(base).resolve())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Pipeline:
+        """From a TOML file."""
+        made = cls.__new__(cls)
+        made.declaration = read(path)
+        return made
+
+    @property
+    def name(self) -> str:
+        return self.declaration.name
+
+    def open(self, *, writes: bool = False) -> Session:
+        """The parts themselves: source, embedder, sinks, ledger, cache. Use it in a `with`."""
+        return Session(self.declaration, writes=writes)
+
+    def sync(
+        self,
+        *,
+        progress: Callable[[SyncReport], None] = lambda report: None,
+        stop: threading.Event | None = None,
+        **options: Any,
+    ) -> SyncReport:
+        """Brings every sink in step with the source; `options` are those of sync.SyncOptions."""
+        from seedbed.sync import SyncOptions, sync
+
+        with self.open(writes=True) as session:
+            return sync(session, SyncOptions(**options), progress, stop)
+
+    def plan(self) -> PlanReport:
+        """What `sync` would do and cost; writes nothing."""
+        from seedbed.plan import plan
+
+        with self.open() as session:
+            return plan(session)
+
+    def search(
+        self,
+        words: str,
+        k: int = 10,
+        *,
+        filter: Mapping[str, object] | None = None,
+        tenant: str | None = None,
+        sink: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """The k nearest rows, best first: `id` (the key), `score`, `payload`, `chunk`."""
+        from seedbed.search import search
+
+        with self.open() as session:
+            return search(session, words, k, filter=filter, tenant=tenant, sink=sink)
+
+    def status(self) -> dict[str, Any]:
+        """What stands, what failed, what the last runs did."""
+        from seedbed.status import status
+
+        with self.open() as session:
+            return status(session)
+
+    def adopt(self) -> dict[str, int]:
+        """Rebuilds an empty ledger from the collections; rows adopted, a sink."""
+        from seedbed.adopt import adopt
+
+        with self.open(writes=True) as session:
+            return adopt(session)
+
+
+def load(path: str | Path) -> Pipeline:
+    """A pipeline from its TOML file. Raises ConfigError."""
+    return Pipeline.load(path)

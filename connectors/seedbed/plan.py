@@ -1,0 +1,72 @@
+"""What a run would do, and what it would cost; writes nothing and calls no model."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from seedbed.diff import Differ, PageDiff
+from seedbed.embedding import EmbeddingStage
+from seedbed.errors import ServiceError
+from seedbed.ledger import Destination
+from seedbed.protocols import CanCountTokens, Selection
+from seedbed.report import PlanReport
+from seedbed.retry import Patience
+from seedbed.session import Outlet, Session
+
+
+def plan(session: Session) -> PlanReport:
+    """The counts of a `sync` without options. Raises what would stop that run."""
+    report = PlanReport(currency=session.declaration.prices.currency)
+    outlets = session.outlets
+    pipeline = session.ledger.pipeline_id(session.declaration.name)
+    destinations = [_destination(session, pipeline, outlet) for outlet in outlets]
+    differ = Differ(
+        session.recipe,
+        [outlet.payload for outlet in outlets],
+        session.ledger,
+        destinations,
+        fail_empty=session.declaration.content.empty == "fail",
+    )
+    config, state = session.declaration.source, session.ledger.state(pipeline)
+    by_watermark = config.changes == "watermark"
+    selection = Selection(
+        columns=session.columns, watermark=by_watermark, since=state.watermark if by_watermark else None
+    )
+    gone: set[bytes] = set()
+    for page in session.source.pages(selection):
+        found = differ.diff(page)
+        gone.update(row.position for row in found.gone)
+        _add(report, found)
+        _add_tokens(session, report, found)
+    report.deleted = len(gone)
+    if report.tokens is not None and session.declaration.prices.text:
+        report.cost = report.tokens * session.declaration.prices.text / 1e6
+    return report
+
+
+def _destination(session: Session, pipeline: int | None, outlet: Outlet) -> Destination | None:
+    """What the ledger knows of this sink, unless the collection itself is not there (any more)."""
+    with suppress(ServiceError):
+        if session.open_sink(outlet.config).describe() is None:
+            return None
+    return session.ledger.destination(pipeline, outlet.config.name, "v1")
+
+
+def _add(report: PlanReport, found: PageDiff) -> None:
+    report.new += found.new
+    report.changed += found.changed
+    report.payload_changed += found.payload_changed
+    report.skipped += found.skipped
+    report.failed += len(found.failures) + len(found.keyless)
+    report.unchanged += found.unchanged
+
+
+def _add_tokens(session: Session, report: PlanReport, found: PageDiff) -> None:
+    if found.work is None or report.tokens is None:
+        return
+    embedder = session.embedder
+    missing = EmbeddingStage(embedder, session.cache, session.chunker, Patience()).missing(found.work)
+    if not isinstance(embedder, CanCountTokens):
+        report.tokens = None
+    elif missing:
+        report.tokens += int(embedder.count_tokens(missing).sum())

@@ -1,0 +1,90 @@
+"""Search over a pipeline's collection: one hit a row, its best chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from seedbed.content import Content
+from seedbed.declaration import SinkConfig
+from seedbed.errors import ConfigError
+from seedbed.identity import show_key
+from seedbed.protocols import Hit, Sink, Vectors
+from seedbed.session import Session
+
+
+def search(
+    session: Session,
+    words: str,
+    k: int = 10,
+    *,
+    filter: Mapping[str, object] | None = None,
+    tenant: str | None = None,
+    sink: str | None = None,
+) -> list[dict[str, Any]]:
+    """The k nearest rows: `{"id": key, "score", "payload", "chunk"}`, best first, score higher is better.
+
+    Raises ConfigError for an unknown sink or filter field, or where nothing has been synced yet.
+    """
+    config = _sink(session, sink)
+    store = session.open_sink(config)
+    spec = store.describe()
+    if spec is None:
+        raise ConfigError(
+            f"there is no collection {config.collection!r} yet", setting="sink.collection", hint="run `seedbed sync`"
+        )
+    wanted = {name: _typed(spec.payload, name, value) for name, value in (filter or {}).items()}
+    if tenant is not None:
+        column = session.declaration.source.tenant
+        if column is None:
+            raise ConfigError("this pipeline has no tenants", setting="source.tenant", hint="leave out --tenant")
+        wanted[column] = _typed(spec.payload, column, tenant)
+    vector = session.embedder.embed([Content.of(words)], kind="query")[0]
+    chunked = session.declaration.chunk is not None
+    return [_shown(hit) for hit in _best(store, vector, k, wanted, chunked=chunked)]
+
+
+def _sink(session: Session, name: str | None) -> SinkConfig:
+    sinks = {config.name: config for config in session.declaration.sink}
+    if name is None:
+        return session.declaration.sink[0]
+    if name not in sinks:
+        raise ConfigError(f"there is no sink {name!r}", setting="sink.name", hint=f"there is: {', '.join(sinks)}")
+    return sinks[name]
+
+
+def _typed(payload: pa.Schema, name: str, value: object) -> object:
+    """A filter value given as text, as the payload field's type; ranges and lists item by item."""
+    if isinstance(value, Mapping):
+        return {operator: _typed(payload, name, item) for operator, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(payload, name, item) for item in value]
+    if not isinstance(value, str) or name not in payload.names:
+        return value
+    wanted = payload.field(name).type
+    try:
+        if pa.types.is_boolean(wanted):
+            return {"true": True, "false": False}[value.lower()]
+        if pa.types.is_integer(wanted):
+            return int(value)
+        if pa.types.is_floating(wanted):
+            return float(value)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{value!r} is no {wanted} to filter {name!r} by", setting="--filter") from None
+    return value
+
+
+def _best(store: Sink, vector: Vectors, k: int, filter: Mapping[str, object], *, chunked: bool) -> list[Hit]:
+    asked = k * 4 if chunked else k
+    while True:
+        hits = store.search(vector, asked, filter or None)
+        best = {hit.key: hit for hit in reversed(hits)}
+        if len(best) >= k or len(hits) < asked:
+            return sorted(best.values(), key=lambda hit: -hit.score)[:k]
+        asked *= 2
+
+
+def _shown(hit: Hit) -> dict[str, Any]:
+    return {"id": show_key(hit.key), "score": hit.score, "payload": hit.payload, "chunk": hit.chunk}

@@ -1,0 +1,119 @@
+"""A pipeline's parts, opened for one command: source, embedder, sinks, ledger, cache, recipe."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from seedbed import registry
+from seedbed.cache import VectorCache, parse_size
+from seedbed.chunk import Chunker
+from seedbed.declaration import Declaration, SinkConfig, settings
+from seedbed.errors import ConfigError
+from seedbed.ledger import Ledger, open_ledger
+from seedbed.protocols import CanCountTokens, CollectionSpec, Embedder, Sink, Source
+from seedbed.recipe import PayloadRecipe, Recipe
+
+
+@dataclass(slots=True)
+class Outlet:
+    """One sink of the pipeline, as declared and as its collection must be. Opening it is `Session.open_sink`."""
+
+    number: int
+    config: SinkConfig
+    payload: PayloadRecipe
+    spec: CollectionSpec
+
+
+class Session:
+    """Each part is opened when it is first asked for and closed with the session."""
+
+    def __init__(self, declaration: Declaration, *, writes: bool) -> None:
+        self.declaration = declaration
+        self.writes = writes
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @cached_property
+    def source(self) -> Source:
+        config = self.declaration.source
+        source = registry.source(config.url, **settings(config, "tenant"))
+        self._stack.callback(source.close)
+        return source
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        config = self.declaration.embedder
+        embedder = registry.embedder(config.url, **settings(config))
+        self._stack.callback(embedder.close)
+        return embedder
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        ledger = open_ledger(self.declaration.ledger.url, create=self.writes)
+        self._stack.callback(ledger.close)
+        return ledger
+
+    @cached_property
+    def cache(self) -> VectorCache | None:
+        config = self.declaration.cache
+        path = Path(config.url)
+        if not self.writes and not path.exists():
+            return None
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"the cache's folder {path.parent} does not exist", setting="cache.url", hint="create the folder"
+            )
+        cache = VectorCache(path, parse_size(config.max_size, "cache.max_size"))
+        self._stack.callback(cache.close)
+        return cache
+
+    @cached_property
+    def chunker(self) -> Chunker | None:
+        config = self.declaration.chunk
+        if config is None:
+            return None
+        counter = self.embedder if isinstance(self.embedder, CanCountTokens) else None
+        return Chunker(config.tokens, config.overlap, counter)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        digest = self.chunker.digest if self.chunker else b""
+        return Recipe(self.declaration.content.text, self.source.schema(), digest)
+
+    @cached_property
+    def outlets(self) -> list[Outlet]:
+        return [self._outlet(number, config) for number, config in enumerate(self.declaration.sink)]
+
+    def _outlet(self, number: int, config: SinkConfig) -> Outlet:
+        payload = PayloadRecipe(config.payload, self.source.schema(), store_text=config.store_text)
+        spec = CollectionSpec(
+            name=config.collection,
+            pipeline=self.declaration.name,
+            space=self.embedder.space,
+            metric=config.metric,
+            payload=payload.schema,
+            info={"query_instruction": self.declaration.embedder.query_instruction},
+        )
+        return Outlet(number, config, payload, spec)
+
+    def open_sink(self, config: SinkConfig) -> Sink:
+        sink = registry.sink(config.url, collection=config.collection, name=config.name)
+        self._stack.callback(sink.close)
+        return sink
+
+    @property
+    def columns(self) -> list[str]:
+        """The source columns that contents and payloads need."""
+        names = [*self.recipe.columns, *(name for sink in self.declaration.sink for name in sink.payload)]
+        return list(dict.fromkeys(names))

@@ -1,0 +1,88 @@
+"""What stands, what failed, what the last runs did; and whether a pipeline could run at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, NamedTuple
+
+from seedbed.errors import SeedbedError
+from seedbed.identity import show_key
+from seedbed.session import Session
+
+
+def status(session: Session) -> dict[str, Any]:
+    """From the ledger alone: no source, store or model is asked."""
+    ledger, name = session.ledger, session.declaration.name
+    pipeline = ledger.pipeline_id(name)
+    state = ledger.state(pipeline)
+    failures = list(islice(ledger.failures(pipeline), 20))
+    return {
+        "pipeline": name,
+        "sinks": {
+            sink.name: {
+                "collection": sink.collection,
+                "rows": ledger.count(ledger.destination(pipeline, sink.name, "v1")),
+                "in_doubt": len(ledger.unknown(ledger.destination(pipeline, sink.name, "v1")).keys),
+            }
+            for sink in session.declaration.sink
+        },
+        "failed": [{"key": show_key(failure.key), "error": failure.error} for failure in failures],
+        "watermark": state.watermark,
+        "runs": [
+            {"started": run.started, "finished": run.finished, "outcome": run.outcome, "who": run.who, **run.counts}
+            for run in ledger.runs(pipeline)
+        ],
+        "notes": _notes(session),
+    }
+
+
+def _notes(session: Session) -> list[str]:
+    source = session.declaration.source
+    if source.changes == "watermark" and not source.deleted:
+        return [
+            'changes = "watermark" sees no deletes: name a soft-delete column (`deleted = "…"`) '
+            'or run now and then with changes = "scan"'
+        ]
+    return []
+
+
+class Check(NamedTuple):
+    what: str
+    ok: bool
+    says: str
+    hint: str | None = None
+
+
+def doctor(session: Session) -> list[Check]:
+    """Tries every part that a run needs; writes nothing."""
+    checks = [
+        _check(
+            "source", lambda: f"{len(session.source.schema())} columns, key {', '.join(session.source.key_columns)}"
+        ),
+        _check("content", lambda: f"columns {', '.join(session.recipe.columns)}"),
+        _check("embedder", lambda: str(session.embedder.space)),
+        _check("ledger", lambda: f"version fits, {len(session.ledger.runs(_pipeline(session)))} recent runs"),
+        _check("cache", lambda: "usable" if session.cache is not None else "will be created"),
+    ]
+    for config in session.declaration.sink:
+
+        def look(config: Any = config) -> str:
+            found = session.open_sink(config).describe()
+            if found is None:
+                return f"{config.collection} will be created"
+            return f"{config.collection} stands, pipeline {found.pipeline}, space {found.space}"
+
+        checks.append(_check(f"sink {config.name}", look))
+    return checks
+
+
+def _pipeline(session: Session) -> int | None:
+    return session.ledger.pipeline_id(session.declaration.name)
+
+
+def _check(what: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(what, True, look())
+    except SeedbedError as error:
+        return Check(what, False, error.message, error.hint)

@@ -1,0 +1,357 @@
+"""The run: changes → contents → embed → upsert → delete stale → commit.
+
+Reading, embedding and writing overlap through bounded queues (`ahead`). Embed before delete, write before
+commit: a crash at any instant is repaired by running again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from seedbed.ahead import ahead
+from seedbed.diff import Differ, Gone, PageDiff, Work
+from seedbed.embedding import Embedded, EmbeddingStage
+from seedbed.errors import Refused, SeedbedError, ServiceError
+from seedbed.ledger import Destination, RowFailure, State
+from seedbed.protocols import CanTellProvenance, Page, Selection, Sink
+from seedbed.report import SinkCounts, SyncReport
+from seedbed.retry import Patience
+from seedbed.session import Outlet, Session
+from seedbed.spool import GoneSpool
+from seedbed.writing import SinkWriter
+
+WORK_ROWS = 1024
+"""Rows a batch: enough to sort texts by length and to fill a bulk write, few enough to overlap."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncOptions:
+    """`limit` changed rows, `keys` (canonical) and `where` narrow a run, which then never deletes.
+    `full` rewrites every row, from the cache where it can."""
+
+    limit: int | None = None
+    keys: Sequence[str] | None = None
+    where: str | None = None
+    full: bool = False
+    allow_deletes: bool = False
+    allow_reembed: bool = False
+    patience: Patience = field(default_factory=Patience)
+
+    @property
+    def narrowed(self) -> bool:
+        return self.limit is not None or self.keys is not None or self.where is not None
+
+
+@dataclass(slots=True)
+class _Live:
+    """A sink that is up, in this run."""
+
+    outlet: Outlet
+    sink: Sink
+    writer: SinkWriter
+    destination: Destination
+    counts: SinkCounts
+    rows_before: int
+
+
+def sync(
+    session: Session,
+    options: SyncOptions | None = None,
+    progress: Callable[[SyncReport], None] = lambda report: None,
+    stop: threading.Event | None = None,
+) -> SyncReport:
+    """Runs a pipeline once. Raises what stops a run as a whole; one sink's failure is in the report."""
+    return _Run(session, options or SyncOptions(), progress, stop or threading.Event()).run()
+
+
+class _Run:
+    def __init__(
+        self, session: Session, options: SyncOptions, progress: Callable[[SyncReport], None], stop: threading.Event
+    ) -> None:
+        self._session = session
+        self._options = options
+        self._progress = progress
+        self._stop = stop
+        self._report = SyncReport()
+        self._started = time.monotonic()
+        self._watermark: str | None = None
+        self._failed_now: set[bytes] = set()
+
+    def run(self) -> SyncReport:
+        name = self._session.declaration.name
+        ledger = self._session.ledger
+        ledger.lock(name)
+        self._pipeline = ledger.register(name)
+        self._run_id = ledger.begin(self._pipeline, f"process {os.getpid()} on {socket.gethostname()}")
+        try:
+            self._state = ledger.state(self._pipeline)
+            self._connect()
+            self._check_recipe()
+            with closing(GoneSpool()) as spool:
+                self._pass(spool)
+                self._retry_left_behind(spool)
+                self._delete(spool)
+            self._finish()
+        except BaseException as error:
+            message = error.message if isinstance(error, SeedbedError) else type(error).__name__
+            self._end(f"failed: {message}")
+            raise
+        self._end(self._report.outcome)
+        return self._report
+
+    def _end(self, outcome: str) -> None:
+        self._report.seconds = time.monotonic() - self._started
+        embedder = self._session.embedder if self._report.embedded else None
+        provenance: dict[str, str] = dict(embedder.provenance()) if isinstance(embedder, CanTellProvenance) else {}
+        self._session.ledger.end(self._run_id, outcome, self._report.as_dict(), provenance)
+
+    # --- opening ------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self._live: list[_Live] = []
+        first_error: ServiceError | None = None
+        for outlet in self._session.outlets:
+            counts = self._report.sinks[outlet.config.name] = SinkCounts()
+            try:
+                self._live.append(self._open(outlet, counts))
+            except ServiceError as error:
+                counts.error = error.message
+                first_error = first_error or error
+        if first_error is not None and not self._live:
+            raise first_error
+
+    def _open(self, outlet: Outlet, counts: SinkCounts) -> _Live:
+        ledger, patience = self._session.ledger, self._options.patience
+        sink = self._session.open_sink(outlet.config)
+        version = patience.run(lambda: sink.ensure(outlet.spec))
+        destination = ledger.add_destination(self._pipeline, outlet.config.name, version, outlet.spec.space)
+        holds_points = any(len(page) for page in sink.scan(1))
+        if not ledger.touched(destination):
+            if holds_points:
+                raise Refused(
+                    f"the collection {outlet.config.collection!r} holds points of this pipeline, but the ledger "
+                    "knows nothing of them",
+                    setting="ledger.url",
+                    hint="`seedbed adopt` rebuilds the ledger from the collection, with no embedding",
+                )
+        elif not holds_points:
+            ledger.reset(destination)
+        ledger.recover(destination)
+        writer = SinkWriter(
+            len(self._live), sink, destination, outlet.payload, ledger, self._run_id, self._options.patience
+        )
+        return _Live(outlet, sink, writer, destination, counts, ledger.count(destination))
+
+    def _differ(self) -> Differ:
+        return Differ(
+            self._session.recipe,
+            [live.outlet.payload for live in self._live],
+            self._session.ledger,
+            [live.destination for live in self._live],
+            fail_empty=self._session.declaration.content.empty == "fail",
+            rewrite=self._options.full,
+        )
+
+    def _check_recipe(self) -> None:
+        """Past `[limits] max_reembed`, rows that changed only because the recipe did are not paid for unasked."""
+        fingerprint, before = self._session.recipe.fingerprint, self._state.recipe
+        limit = self._session.declaration.limits.max_reembed
+        if before not in (None, fingerprint) and not self._options.allow_reembed:
+            changed = rows = 0
+            differ = self._differ()
+            for page in self._session.source.pages(self._selection()):
+                found = differ.diff(page)
+                changed, rows = changed + found.changed, rows + found.read
+            if changed > limit * rows:
+                raise Refused(
+                    f"the content template or chunking has changed: {changed} of {rows} rows would be embedded anew, "
+                    f"more than the limit of {limit:.0%}",
+                    setting="limits.max_reembed",
+                    hint="look at `seedbed plan`; then run again with --allow-reembed",
+                )
+        self._state = State(fingerprint, self._state.watermark)
+        self._session.ledger.set_state(self._pipeline, self._state)
+
+    def _selection(self) -> Selection:
+        config, options = self._session.declaration.source, self._options
+        by_watermark = config.changes == "watermark" and not options.narrowed
+        return Selection(
+            columns=self._session.columns,
+            keys=options.keys,
+            where=options.where,
+            watermark=by_watermark,
+            since=self._state.watermark if by_watermark and not options.full else None,
+        )
+
+    # --- the pass -----------------------------------------------------------------------------------
+
+    def _pass(self, spool: GoneSpool) -> None:
+        self._run_stages(self._session.source.pages(self._selection()), spool, derive=not self._options.narrowed)
+        whole = not self._options.narrowed and not self._stop.is_set()
+        if whole and self._session.declaration.source.changes == "scan":
+            earlier = (failure.position for failure in self._session.ledger.failures(self._pipeline))
+            mended = [position for position in earlier if position not in self._failed_now]
+            self._session.ledger.forget_rows(self._pipeline, mended)
+
+    def _retry_left_behind(self, spool: GoneSpool) -> None:
+        """A scan sees every row again; a watermark does not see those that failed or were left in doubt."""
+        if self._session.declaration.source.changes != "watermark" or self._options.narrowed or self._stop.is_set():
+            return
+        ledger = self._session.ledger
+        doubtful = [ledger.unknown(live.destination) for live in self._live]
+        failed = list(ledger.failures(self._pipeline))
+        keys = sorted({key for standing in doubtful for key in standing.keys} | {f.key for f in failed})
+        if not keys:
+            return
+        seen: set[str] = set()
+
+        def pages() -> Iterator[Page]:
+            for page in self._session.source.pages(Selection(columns=self._session.columns, keys=keys)):
+                seen.update(page.keys, page.failed)
+                yield page
+
+        self._run_stages(pages(), spool, derive=False)
+        for number, standing in enumerate(doubtful):
+            spool.add(
+                Gone(number, position, key, points)
+                for position, key, points in zip(standing.positions, standing.keys, standing.points, strict=True)
+                if key not in seen
+            )
+        ledger.forget_rows(self._pipeline, [f.position for f in failed if f.key not in seen])
+
+    def _run_stages(self, pages: Iterator[Page], spool: GoneSpool, *, derive: bool) -> None:
+        stage = EmbeddingStage(
+            self._session.embedder, self._session.cache, self._session.chunker, self._options.patience
+        )
+        works = ahead(_batched(self._read(pages, spool, derive=derive)))
+        with closing(works), closing(ahead(map(stage, works), depth=1)) as batches:
+            for batch in batches:
+                self._write(batch)
+                self._progress(self._report)
+
+    def _read(self, pages: Iterator[Page], spool: GoneSpool, *, derive: bool) -> Iterator[Work]:
+        differ, left = self._differ(), self._options.limit
+        for page in pages:
+            found = differ.diff(page)
+            self._note(found)
+            if derive:
+                spool.add(found.gone)
+                self._watermark = page.watermark or self._watermark
+            work = found.work
+            if work is not None and left is not None:
+                work = work.take(range(min(left, len(work))))
+                left -= len(work)
+            if work is not None and len(work):
+                yield work
+            if self._stop.is_set():
+                self._report.stopped = True
+                return
+            if left == 0:
+                return
+
+    def _note(self, found: PageDiff) -> None:
+        report = self._report
+        report.read += found.read
+        report.skipped += found.skipped
+        self._fail(found.failures)
+        report.failed += len(found.keyless)
+        report.newly_failed += len(found.keyless)
+        if found.keyless:
+            report.first_failure = report.first_failure or found.keyless[0]
+
+    def _fail(self, failures: Sequence[RowFailure]) -> None:
+        if failures:
+            self._failed_now.update(failure.position for failure in failures)
+            self._report.failed += len(failures)
+            self._report.newly_failed += self._session.ledger.record_failures(self._pipeline, failures)
+            self._report.first_failure = self._report.first_failure or f"{failures[0].key}: {failures[0].error}"
+
+    # --- writing ------------------------------------------------------------------------------------
+
+    def _write(self, batch: Embedded) -> None:
+        report, work = self._report, batch.work
+        refused, stands = dict(batch.failed), set[int]()
+        for live in self._live:
+            needed = sum(what != 0 for what in work.needs[live.writer.number].what)
+            if live.counts.error is not None:
+                live.counts.behind += needed
+                continue
+            try:
+                written, bad = live.writer.write(batch)
+                live.counts.upserted += len(written)
+                stands.update(written)
+                refused.update(bad)
+            except ServiceError as error:
+                self._down(live, error, needed)
+        report.embedded += batch.embedded
+        report.cached += batch.cached
+        report.tokens += batch.tokens
+        report.upserted += len(stands)
+        self._session.ledger.record_rows(self._pipeline, batch.costs)
+        self._fail([RowFailure(work.positions[r], work.keys[r], work.hashes[r], why) for r, why in refused.items()])
+
+    def _down(self, live: _Live, error: ServiceError, behind: int) -> None:
+        live.counts.error = error.message
+        live.counts.behind += behind
+        if all(other.counts.error is not None for other in self._live):
+            raise error
+
+    def _delete(self, spool: GoneSpool) -> None:
+        if self._stop.is_set() or self._options.narrowed:
+            return
+        limit = self._session.declaration.limits.max_delete
+        for live in self._live:
+            gone = spool.counts.get(live.writer.number, 0)
+            if live.counts.error is not None:
+                live.counts.behind += gone
+            elif gone > limit * live.rows_before and not self._options.allow_deletes:
+                live.counts.behind += gone
+                self._report.refused = Refused(
+                    f"{gone} of {live.rows_before} rows are gone from the source (or empty): more than the limit "
+                    f"of {limit:.0%}, so their vectors were kept",
+                    setting="limits.max_delete",
+                    hint="look whether the source is whole; then run again with --allow-deletes",
+                )
+            else:
+                self._delete_from(live, spool)
+        self._report.deleted = max((live.counts.deleted for live in self._live), default=0)
+
+    def _delete_from(self, live: _Live, spool: GoneSpool) -> None:
+        for batch in spool.batches(live.writer.number):
+            try:
+                live.writer.remove(batch)
+            except ServiceError as error:
+                self._down(live, error, spool.counts[live.writer.number] - live.counts.deleted)
+                return
+            live.counts.deleted += len(batch)
+            self._session.ledger.forget_rows(self._pipeline, [gone.position for gone in batch])
+            self._progress(self._report)
+
+    def _finish(self) -> None:
+        for live in self._live:
+            if live.counts.error is None:
+                try:
+                    self._options.patience.run(live.sink.finish)
+                except ServiceError as error:
+                    self._down(live, error, 0)
+        if self._watermark is not None and self._report.exit_code in (0, 3):
+            self._session.ledger.set_state(self._pipeline, State(self._state.recipe, self._watermark))
+
+
+def _batched(works: Iterator[Work]) -> Iterator[Work]:
+    """Joins and splits work into batches of about WORK_ROWS rows."""
+    held: list[Work] = []
+    for work in works:
+        for start in range(0, len(work), WORK_ROWS):
+            held.append(work.take(range(start, min(start + WORK_ROWS, len(work)))))
+            if sum(map(len, held)) >= WORK_ROWS:
+                yield Work.join(held)
+                held = []
+    if held:
+        yield Work.join(held)

@@ -1,0 +1,127 @@
+"""The writing stage, one sink: intent → upsert → delete stale chunks → ledger commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from seedbed.batch import point_schema, vectors_array
+from seedbed.diff import PAYLOAD, VECTOR, Gone
+from seedbed.embedding import Embedded
+from seedbed.errors import RowError
+from seedbed.identity import point_id
+from seedbed.ledger import Destination, Entry, Ledger
+from seedbed.protocols import Sink
+from seedbed.recipe import PayloadRecipe
+from seedbed.retry import Patience
+
+
+class SinkWriter:
+    """Writes one sink of a run. Errors of the sink pass through; a row that it refuses is returned."""
+
+    def __init__(
+        self,
+        number: int,
+        sink: Sink,
+        destination: Destination,
+        payload: PayloadRecipe,
+        ledger: Ledger,
+        run_id: int,
+        patience: Patience,
+    ) -> None:
+        self.number = number
+        self._sink = sink
+        self._destination = destination
+        self._payload = payload
+        self._ledger = ledger
+        self._run_id = run_id
+        self._patience = patience
+
+    def write(self, batch: Embedded) -> tuple[list[int], dict[int, str]]:
+        """The rows that now stand there, and those refused: row → reason."""
+        need = batch.work.needs[self.number]
+        refused: dict[int, str] = {}
+        rows = [row for row in range(len(batch.work)) if need.what[row] != 0 and row not in batch.failed]
+        while rows:
+            try:
+                self._write(batch, rows)
+                break
+            except RowError as error:
+                bad = [row for row in rows if batch.work.keys[row] == error.key]
+                if not bad:
+                    raise
+                refused.update((row, error.message) for row in bad)
+                rows = [row for row in rows if row not in refused]
+        return rows, refused
+
+    def _write(self, batch: Embedded, rows: list[int]) -> None:
+        work, need = batch.work, batch.work.needs[self.number]
+        before = [self._entry(batch, row, most=True) for row in rows]
+        intent = self._ledger.intend(self._destination, before)
+        whole = [row for row in rows if need.what[row] == VECTOR]
+        plain = [row for row in rows if need.what[row] == PAYLOAD]
+        try:
+            if whole:
+                points = self._points(batch, whole, vectors=True)
+                self._patience.run(lambda: self._sink.upsert(points))
+            if plain:
+                fields = self._points(batch, plain, vectors=False)
+                self._patience.run(lambda: self._sink.set_payload(fields))
+        except RowError:
+            self._ledger.commit(self._destination, self._run_id, intent, [])
+            raise
+        stale = [
+            point_id(work.keys[row], chunk) for row in rows for chunk in range(len(batch.spans[row]), need.stands[row])
+        ]
+        if stale:
+            self._patience.run(lambda: self._sink.delete(stale))
+        self._ledger.commit(self._destination, self._run_id, intent, [self._entry(batch, row) for row in rows])
+
+    def _entry(self, batch: Embedded, row: int, *, most: bool = False) -> Entry:
+        work, need = batch.work, batch.work.needs[self.number]
+        points = len(batch.spans[row])
+        return Entry(
+            work.positions[row],
+            work.keys[row],
+            work.hashes[row],
+            need.payload[row],
+            max(points, need.stands[row]) if most else points,
+        )
+
+    def _points(self, batch: Embedded, rows: Sequence[int], *, vectors: bool) -> pa.RecordBatch:
+        """A batch of batch.point_schema: one point a chunk."""
+        work, need = batch.work, batch.work.needs[self.number]
+        counts = [len(batch.spans[row]) for row in rows]
+        spans = [span for row in rows for span in batch.spans[row]]
+        chunks = [chunk for count in counts for chunk in range(count)]
+        of_row = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+        keys = [work.keys[row] for row in of_row]
+        source = work.rows.take(pa.array(of_row, pa.int64()))
+        columns: list[pa.Array] = [pa.array(map(point_id, keys, chunks), pa.string())]
+        if vectors:
+            numbers = [batch.first[row] + chunk for row, chunk in zip(of_row, chunks, strict=True)]
+            columns.append(vectors_array(batch.vectors[np.asarray(numbers, np.int64)]))
+        columns += [
+            pa.array(keys, pa.string()),
+            pa.array(chunks, pa.int32()),
+            pa.array([start for start, _ in spans], pa.int32()),
+            pa.array([end for _, end in spans], pa.int32()),
+            pa.array([work.hashes[row].hex() for row in of_row], pa.string()),
+            pa.array([need.payload[row].hex() for row in of_row], pa.string()),
+            *self._payload.columns(source),
+        ]
+        if self._payload.store_text:
+            texts = [work.contents[row].text[slice(*span)] for row, span in zip(of_row, spans, strict=True)]
+            columns.append(pa.array(texts, pa.string()))
+        dimensions = batch.vectors.shape[1] if vectors else None
+        return pa.RecordBatch.from_arrays(columns, schema=point_schema(dimensions, self._payload.schema))
+
+    def remove(self, gone: Sequence[Gone]) -> None:
+        """Removes rows' points: intent → delete → ledger commit."""
+        entries = [Entry(g.position, g.key, None, None, g.points) for g in gone]
+        intent = self._ledger.intend(self._destination, entries)
+        ids = [point_id(g.key, chunk) for g in gone for chunk in range(g.points)]
+        self._patience.run(lambda: self._sink.delete(ids))
+        self._ledger.forget(self._destination, intent, [g.position for g in gone])
