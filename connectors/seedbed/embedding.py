@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from seedbed.cache import VectorCache
-from seedbed.chunk import Chunker
 from seedbed.content import Content
 from seedbed.diff import VECTOR, Work
 from seedbed.errors import ContentsRefused, RowError
@@ -16,6 +16,9 @@ from seedbed.identity import cache_key
 from seedbed.ledger import RowCost
 from seedbed.protocols import Embedder, Vectors
 from seedbed.retry import Patience
+
+if TYPE_CHECKING:
+    from seedbed.chunk import Chunker
 
 Span = tuple[int, int]
 """Characters [start, end) of a row's text that one point is made from."""

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from seedbed import registry
 from seedbed.cache import VectorCache, parse_size
-from seedbed.chunk import Chunker
 from seedbed.declaration import Declaration, SinkConfig, settings
 from seedbed.errors import ConfigError
 from seedbed.ledger import Ledger, open_ledger
 from seedbed.protocols import CanCountTokens, CollectionSpec, Embedder, Sink, Source
 from seedbed.recipe import PayloadRecipe, Recipe
+
+if TYPE_CHECKING:
+    from seedbed.chunk import Chunker
 
 
 @dataclass(slots=True)
@@ -83,6 +86,8 @@ class Session:
         config = self.declaration.chunk
         if config is None:
             return None
+        from seedbed.chunk import Chunker
+
         counter = self.embedder if isinstance(self.embedder, CanCountTokens) else None
         return Chunker(config.tokens, config.overlap, counter)
 

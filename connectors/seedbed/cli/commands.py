@@ -1,0 +1,172 @@
+"""The verbs over a pipeline."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from seedbed.cli import cli, output
+
+PIPELINE = click.argument("pipeline", metavar="P", type=click.Path(path_type=Path))
+JSON = click.option("--json", "json_", is_flag=True, help="One JSON object on stdout and nothing else there.")
+
+
+@cli.command()
+@PIPELINE
+@JSON
+def doctor(pipeline: Path, json_: bool) -> int:
+    """Check connections, rights, extensions and the space; write nothing."""
+    from seedbed import load
+    from seedbed.status import doctor as examine
+
+    with load(pipeline).open() as session:
+        checks = examine(session)
+    if json_:
+        output.as_json({"ok": all(check.ok for check in checks), "checks": [check._asdict() for check in checks]})
+    else:
+        for check in checks:
+            click.echo(f"{'ok    ' if check.ok else 'FAILED'} {check.what}: {check.says}")
+            if check.hint and not check.ok:
+                click.echo(f"       → {check.hint}")
+    return 0 if all(check.ok for check in checks) else 1
+
+
+@cli.command()
+@PIPELINE
+@JSON
+def plan(pipeline: Path, json_: bool) -> None:
+    """Show what `sync` would do and cost; write nothing, call no model."""
+    from seedbed import load
+
+    report = load(pipeline).plan()
+    if json_:
+        output.as_json(report.as_dict())
+        return
+    counts = report.as_dict()
+    names = ("new", "changed", "payload_changed", "unchanged", "deleted", "skipped", "failed", "tokens")
+    cost = f", about {report.cost:.2f} {report.currency}" if report.cost is not None else ""
+    click.echo(output.pairs({name: counts[name] for name in names}) + cost)
+
+
+@cli.command()
+@PIPELINE
+@click.argument("more_keys", nargs=-1, metavar="")
+@click.option("--limit", type=click.IntRange(1), help="At most so many changed rows; such a run never deletes.")
+@click.option("--keys", metavar="K…", help="Only the rows of these keys; such a run never deletes.")
+@click.option("--where", help="Only the rows of this condition; such a run never deletes.")
+@click.option("--full", is_flag=True, help="Write every row anew, from the cache where it can.")
+@click.option("--allow-deletes", is_flag=True, help="Delete even past [limits] max_delete.")
+@click.option("--allow-reembed", is_flag=True, help="Embed anew even past [limits] max_reembed.")
+@JSON
+def sync(pipeline: Path, more_keys: tuple[str, ...], keys: str | None, json_: bool, **options: Any) -> int:
+    """Bring every sink in step with the source."""
+    from seedbed import load
+
+    if more_keys and keys is None:
+        raise click.UsageError(f"unexpected argument {more_keys[0]!r}")
+    made = load(pipeline)
+    if keys is not None:
+        options["keys"] = _canonical(made, [keys, *more_keys])
+    with _stopping() as stop, output.progress(lambda: _estimate(made), quiet=json_) as show:
+        report = made.sync(progress=show, stop=stop, **options)
+    if json_:
+        output.as_json(report.as_dict())
+    else:
+        output.sync_report(report)
+    return report.exit_code
+
+
+@cli.command()
+@PIPELINE
+@click.argument("words")
+@click.option("-k", default=10, type=click.IntRange(1, 1000), show_default=True, help="How many rows.")
+@click.option("--filter", "filters", multiple=True, metavar="k=v", help="k=v, k>=v, k<v, … or k=v1,v2; repeatable.")
+@click.option("--tenant", help="Only this tenant's rows.")
+@click.option("--sink", help="Which sink to ask; the first by default.")
+@JSON
+def search(pipeline: Path, words: str, k: int, filters: tuple[str, ...], json_: bool, **options: Any) -> None:
+    """Find the rows nearest to WORDS."""
+    from seedbed import load
+    from seedbed.cli.filters import parse
+
+    found = load(pipeline).search(words, k, filter=parse(filters), **options)
+    if json_:
+        output.as_json({"hits": found})
+    else:
+        output.hits(found)
+
+
+@cli.command()
+@PIPELINE
+@JSON
+def status(pipeline: Path, json_: bool) -> None:
+    """Show what stands, what failed and what the last runs did."""
+    from seedbed import load
+
+    found = load(pipeline).status()
+    if json_:
+        output.as_json(found)
+        return
+    for name, sink in found["sinks"].items():
+        doubt = f", {sink['in_doubt']:,} in doubt after a crash" if sink["in_doubt"] else ""
+        click.echo(f"sink {name}: {sink['rows']:,} rows in {sink['collection']}{doubt}")
+    for run in found["runs"]:
+        counts = {n: run.get(n, 0) for n in ("read", "embedded", "cached", "upserted", "deleted", "failed")}
+        click.echo(f"run {run['started']}: {run['outcome'] or 'running'} — {output.pairs(counts)}")
+    for failed in found["failed"]:
+        click.echo(f"failed row {failed['key']}: {failed['error']}")
+    for note in found["notes"]:
+        click.echo(f"note: {note}")
+
+
+@cli.command()
+@PIPELINE
+@JSON
+def adopt(pipeline: Path, json_: bool) -> None:
+    """Rebuild an empty ledger from the collections, with no embedding."""
+    from seedbed import load
+
+    adopted = load(pipeline).adopt()
+    if json_:
+        output.as_json({"adopted": adopted})
+    else:
+        for name, rows in adopted.items():
+            click.echo(f"sink {name}: {rows:,} rows adopted")
+
+
+def _canonical(made: Any, keys: list[str]) -> list[str]:
+    from seedbed.identity import read_key
+
+    with made.open() as session:
+        columns = len(session.source.key_columns)
+    return [read_key(key, columns) for key in keys]
+
+
+def _estimate(made: Any) -> int | None:
+    with made.open() as session:
+        rows: int | None = session.source.estimate()
+        return rows
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C stop a run at its next batch; a second Ctrl-C at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
