@@ -102,17 +102,38 @@ class Declaration(_Table, frozen=True, kw_only=True):
 def read(path: str | Path) -> Declaration:
     """A pipeline file. Raises ConfigError that names the file and the setting."""
     file = Path(path)
-    try:
-        declared = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no pipeline file {file}", hint="`seedbed init URL TABLE` writes one") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: {error}") from error
+    declared = _parse(file)
     try:
         return declare(declared, base=file.resolve().parent)
     except ConfigError as error:
         error.message = f"{file}: {error.message}"
         raise
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no pipeline file {file}", hint="`seedbed init URL TABLE` writes one") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+class Headline(Struct, frozen=True):
+    """What a scheduler needs of a pipeline file."""
+
+    name: str
+    airflow: AirflowConfig
+
+
+def headline(path: str | Path) -> Headline:
+    """Reads no secret and resolves nothing. Raises ConfigError as `read` does, but for unset secrets."""
+    declared = _parse(Path(path))
+    _refuse_unknown(Declaration, declared, "")
+    try:
+        return msgspec.convert({"airflow": {}, **declared}, Headline)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def declare(declared: Mapping[str, Any], *, base: Path) -> Declaration:
