@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from seedbed.chunk import Chunker, count_words
 from seedbed.content import Content, Kind
 from seedbed.errors import ConfigError
