@@ -18,6 +18,7 @@ from seedbed.ahead import ahead
 from seedbed.diff import Differ, Gone, PageDiff, Work
 from seedbed.embedding import Embedded, EmbeddingStage
 from seedbed.errors import Refused, SeedbedError, ServiceError
+from seedbed.identity import show_key
 from seedbed.ledger import Destination, RowFailure, State
 from seedbed.protocols import CanTellProvenance, Page, Selection, Sink
 from seedbed.report import SinkCounts, SyncReport
@@ -270,7 +271,7 @@ class _Run:
             self._failed_now.update(failure.position for failure in failures)
             self._report.failed += len(failures)
             self._report.newly_failed += self._session.ledger.record_failures(self._pipeline, failures)
-            self._report.first_failure = self._report.first_failure or f"{failures[0].key}: {failures[0].error}"
+            self._report.first_failure = self._report.first_failure or f"row {show_key(failures[0].key)}: {failures[0].error}"
 
     # --- writing ------------------------------------------------------------------------------------
 

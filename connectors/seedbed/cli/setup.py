@@ -23,3 +23,12 @@ def init(url: str, table: str | None, target: Path | None) -> None:
         raise click.UsageError(f"{path} exists already; name another with -o")
     path.write_text(text, encoding="utf-8")
     click.echo(f"wrote {path}\nnext: seedbed doctor {path}, seedbed plan {path}, seedbed sync {path}")
+
+
+@cli.command()
+@click.argument("folder", default="seedbed-demo", type=click.Path(path_type=Path))
+def demo(folder: Path) -> None:
+    """Show the whole way in FOLDER: an embedded Postgres, the packaged model, searches and edits."""
+    from seedbed.demo import run
+
+    run(folder, click.echo)

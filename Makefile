@@ -1,0 +1,44 @@
+# Everything runs in a .venv of its own, made by pip from pinned versions.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CODE := connectors tests dags benchmarks udf
+
+.PHONY: demo test check soak wheel clean
+
+demo: $(READY)
+	$(BIN)/seedbed demo seedbed-demo
+
+test: $(READY) wheel
+	bash tests/services/debian_postgres.sh
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(READY)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy connectors tests dags benchmarks
+
+# The long runs: fifty kills, a million rows. Their tables are committed under benchmarks/.
+soak: $(READY)
+	bash tests/services/debian_postgres.sh
+	SEEDBED_KILLS=50 $(BIN)/python -m pytest tests/faults -n 2
+	$(BIN)/python benchmarks/sync.py | tee benchmarks/sync.md
+	$(BIN)/python benchmarks/plan_cost.py | tee benchmarks/plan_cost.md
+	$(BIN)/python benchmarks/minilm.py | tee benchmarks/minilm.md
+	$(BIN)/python benchmarks/noop_scan.py | tee benchmarks/noop_scan.md
+
+# Tests install this wheel once, to see that what users get is whole.
+wheel: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+$(READY): pyproject.toml constraints/py311.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --constraint constraints/py311.txt pip
+	$(BIN)/python -m pip install -q --constraint constraints/py311.txt --editable '.[all,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build .cache
