@@ -36,7 +36,6 @@ wheel: $(READY)
 
 $(READY): pyproject.toml constraints/py311.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --constraint constraints/py311.txt pip
 	$(BIN)/python -m pip install -q --constraint constraints/py311.txt --editable '.[all,dev]'
 	touch $@
 

@@ -30,7 +30,7 @@ from airflow.utils.db import initdb
 initdb()
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag({dags!r})
-heavy = sorted({{"torch", "transformers", "pymilvus", "qdrant_client", "psycopg", "pgvector"}} & set(sys.modules))
+heavy = sorted({{"torch", "transformers", "pymilvus", "qdrant_client", "pgvector"}} & set(sys.modules))
 found = {{id: str(dag.schedule) for id, dag in bag.dags.items()}}
 run = bag.dags["seedbed_items"].test()
 print("RESULT " + json.dumps({{"errors": bag.import_errors, "heavy": heavy, "dags": found, "state": str(run.state)}}))
@@ -52,6 +52,7 @@ def test_each_pipeline_file_becomes_a_dag_that_runs(tmp_path: Path, pg_url: str)
             env={
                 **os.environ,
                 "AIRFLOW_HOME": str(tmp_path / "airflow"),
+                "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
                 "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
                 "SEEDBED_PIPELINES": str(pipelines),
                 "SEEDBED_TEST_URL": pg_url,

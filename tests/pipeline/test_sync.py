@@ -139,7 +139,7 @@ def test_a_brake_asks_before_a_changed_recipe_is_paid_for(make: Make) -> None:
 def test_a_narrowed_run_never_deletes(make: Make, table: psycopg.Connection[Any]) -> None:
     make().sync()
     table.execute("delete from item where id <= 5")
-    table.execute("update item set title = 'new' where id between 6 and 9")
+    table.execute("update item set title = 'new ' || id where id between 6 and 9")
     assert counts(make().sync(keys=['["6"]', '["1"]']), "read", "embedded", "deleted") == [1, 1, 0]
     assert counts(make().sync(where="id = 7"), "read", "embedded", "deleted") == [1, 1, 0]
     assert counts(make().sync(limit=1), "upserted", "deleted") == [1, 0]
