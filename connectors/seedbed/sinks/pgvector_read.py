@@ -72,7 +72,7 @@ def read_page(
 ) -> pa.RecordBatch:
     dimensions = known.spec.space.dimensions
     schema = point_schema(dimensions if vectors else None, known.spec.payload)
-    columns = [sql.SQL("id::text") if name == "id" else quoted(name) for name in schema.names]
+    columns = [sql.SQL("id::text") if name == "id" else sql.Identifier(name) for name in schema.names]
     statement = sql.SQL("select {} from {}{} order by {}.id limit {}").format(
         sql.SQL(", ").join(columns),
         known.place.view,
