@@ -124,6 +124,11 @@ def _with_next(chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Chunk | None]]:
         current = following
 
 
+def take(rows: pa.RecordBatch, index: pa.Array) -> pa.RecordBatch:
+    """The rows of these numbers; Arrow cannot take from a batch of no columns."""
+    return rows.take(index) if rows.num_columns else rows
+
+
 def _live_first(chunk: Chunk) -> bool:
     return bool(chunk.positions) and not (chunk.gone and chunk.gone[0])
 
@@ -182,5 +187,5 @@ def _sift(chunk: Chunk, previous: bytes | None, continued: bytes | None, page: P
             page.failed[keys[start]] = (positions[start], chunk.bad[start])
         else:
             good.append(start)
-    rows = chunk.rows.take(pa.array(good, pa.int64()))
+    rows = take(chunk.rows, pa.array(good, pa.int64()))
     return Page([keys[i] for i in good], [positions[i] for i in good], rows, page.covers, page.deleted, page.failed)

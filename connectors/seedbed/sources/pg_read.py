@@ -13,7 +13,7 @@ from psycopg import sql
 from seedbed.errors import ConfigError
 from seedbed.identity import KeyRange, key_parts
 from seedbed.sources.csv_rows import Field, Parsed, parse
-from seedbed.sources.paging import Chunk, encode_keys, parts_of
+from seedbed.sources.paging import Chunk, encode_keys, parts_of, take
 from seedbed.sources.pg_relation import Relation
 from seedbed.sources.pg_session import ReadSession
 from seedbed.sources.pg_types import Column
@@ -157,11 +157,7 @@ class Read:
         if self.watermark is not None:
             newest = pc.max(rest.pop(0)).as_py()
             self.seen = max(filter(None, (self.seen, newest)), default=None)
-        rows = pa.RecordBatch.from_arrays(
-            rest or [pa.nulls(len(keys[0]))], names=[column.name for column in self.columns] or [""]
-        )
-        if not self.columns:
-            rows = rows.select([])
+        rows = pa.RecordBatch.from_arrays(rest, names=[column.name for column in self.columns])
         return self._without_keyless(keys, gone, rows, parsed)
 
     def _without_keyless(
@@ -178,7 +174,7 @@ class Read:
             kept = [row for row, is_usable in enumerate(usable) if is_usable]
             bad = {new: bad[old] for new, old in enumerate(kept) if old in bad}
             index = pa.array(kept, pa.int64())
-            keys, rows = [column.take(index) for column in keys], rows.take(index)
+            keys, rows = [column.take(index) for column in keys], take(rows, index)
             gone = None if gone is None else gone.take(index)
         names, positions = encode_keys(keys)
         return Chunk(names, positions, rows, None if gone is None else gone.to_pylist(), bad, keyless)
