@@ -130,8 +130,8 @@ def test_a_sink_without_a_collection_says_so(store: str, open_sink: Open) -> Non
     with pytest.raises(ConfigError, match="collection"):
         registry.sink(store)
     uses: list[Callable[[Sink], object]] = [
-        Sink.count,
-        Sink.finish,
+        lambda sink: sink.count(),
+        lambda sink: sink.finish(),
         lambda sink: sink.upsert(points(AXES)),
         lambda sink: sink.delete([point_id("x")]),
         lambda sink: list(sink.scan()),

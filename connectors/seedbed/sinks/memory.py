@@ -78,12 +78,14 @@ class MemorySink:
                     self._collection.rows[identity] = row
 
     def delete(self, ids: Sequence[str]) -> None:
+        self._spec()
         with self._collection.lock:
             for identity in ids:
                 self._collection.rows.pop(identity, None)
                 self._collection.vectors.pop(identity, None)
 
     def count(self) -> int:
+        self._spec()
         return len(self._collection.rows)
 
     def scan(self, page_rows: int = 4096, *, vectors: bool = False) -> Iterator[pa.RecordBatch]:
@@ -132,6 +134,7 @@ class MemorySink:
 
     def finish(self) -> None:
         """Nothing waits."""
+        self._spec()
 
     def close(self) -> None:
         """What was written stays until the process ends."""
