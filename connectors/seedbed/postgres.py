@@ -77,7 +77,12 @@ class Database:
 
 def _parse(url: str, setting: str) -> dict[str, Any]:
     try:
-        return dict(conninfo_to_dict(url))
+        found = dict(conninfo_to_dict(url))
+        ports = [part for part in str(found.get("port", "")).split(",") if part]
+        wrong = [port for port in ports if not port.isdigit() or not 0 < int(port) < 65536]
+        if not wrong:
+            return found
+        reason = f"{wrong[0]!r} is no port"
     except psycopg.ProgrammingError as error:
         # libpq quotes the whole URL back: neither the message nor a chained cause may keep the password.
         reason = _without_password(str(error).strip(), url)
@@ -170,8 +175,9 @@ def translate(error: psycopg.Error, setting: str) -> SeedbedError:
 
 
 def _code_of_login(words: str) -> str | None:
-    if _ABSENT.search(words):
-        return "3D000" if "database" in words.split('"', 1)[0].rsplit(":", 1)[-1] else "28000"
+    absent = _ABSENT.search(words)
+    if absent:
+        return "3D000" if absent[1] == "database" else "28000"
     return next((code for text, code in _LOGIN.items() if text in words), None)
 
 

@@ -33,25 +33,30 @@ def store(connection: Connection, known: Standing, points: pa.RecordBatch, *, ve
         sql.SQL(", ").join(quoted(f"c{number}") for number in range(len(names))),
     )
     changed = [name for name in names if name != "id"]
+    plain = [name for name in changed if name != "vector"]
     words = {
         "table": known.table,
         "columns": columns,
         "rows": rows,
         "changed": sql.SQL(", ").join(map(quoted, changed)),
-        "old": sql.SQL(", ").join(quoted("t", name) for name in changed),
         "new": sql.SQL(", ").join(quoted("n", name) for name in changed),
         "excluded": sql.SQL(", ").join(quoted("excluded", name) for name in changed),
+        "old_plain": sql.SQL(", ").join(quoted("t", name) for name in plain),
+        "new_plain": sql.SQL(", ").join(quoted("n", name) for name in plain),
+        "excluded_plain": sql.SQL(", ").join(quoted("excluded", name) for name in plain),
+        # The extension may be outside the search_path, where a comparison of whole rows would look for it.
+        "other": known.place.operator("<>"),
     }
     connection.execute(sql.SQL(_UPSERT if vectors else _UPDATE).format(**words), parameters)
 
 
 _UPSERT = (
     "insert into {table} as t ({columns}) {rows} on conflict (id) do update set ({changed}) = row({excluded})"
-    " where row({old}) is distinct from row({excluded})"
+    " where row({old_plain}) is distinct from row({excluded_plain}) or t.vector {other} excluded.vector"
 )
 _UPDATE = (
     "update {table} as t set ({changed}) = row({new}) from ({rows}) as n({columns})"
-    " where t.id = n.id and row({old}) is distinct from row({new})"
+    " where t.id = n.id and row({old_plain}) is distinct from row({new_plain})"
 )
 
 
