@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +23,49 @@ import numpy as np
 SEED = 20240229
 LIMIT = 256
 SHORTEST, LONGEST = 5, 400
+SOURCES = (
+    "decimal",
+    "typing",
+    "difflib",
+    "heapq",
+    "doctest",
+    "random",
+    "tarfile",
+    "zipfile",
+    "statistics",
+    "argparse",
+    "threading",
+    "tokenize",
+    "shelve",
+    "secrets",
+    "plistlib",
+    "pickletools",
+    "pdb",
+    "optparse",
+    "locale",
+    "cmd",
+)
 MEDIAN, SIGMA = 65.0, 0.75
 SIDES = {"sentence-transformers, fp32": "", "seedbed, fp32": "float32", "seedbed, auto": "auto"}
 
 
 def corpus(texts: int, count: Callable[[list[str]], list[int]]) -> list[str]:
-    """English sentences of log-normally many tokens (5–400, median 65), from the standard library's documentation."""
-    words = " ".join(
-        (getattr(module, "__doc__", None) or "") for module in list(sys.modules.values()) if module is not None
-    ).split()
+    """English of log-normally many tokens (5–400, median 65), cut from the standard library's documentation."""
+    words = " ".join(import_module(name).__doc__ or "" for name in SOURCES).split()
+    marks = count([""])[0]
+    ends = np.cumsum(np.array(count(words)) - marks)  # the model's tokens never cross white space, so they add up
     random = np.random.default_rng(SEED)
-    lengths = np.clip(random.lognormal(np.log(MEDIAN), SIGMA, texts), SHORTEST, LONGEST).astype(int)
-    tokens_a_word = count([" ".join(words[:2000])])[0] / 2000
-    starts = random.integers(0, len(words) - LONGEST, texts)
-    return [
-        " ".join(words[start : start + max(1, round(length / tokens_a_word))])
-        for start, length in zip(starts, lengths, strict=True)
-    ]
+    lengths = np.clip(random.lognormal(np.log(MEDIAN), SIGMA, texts), SHORTEST, LONGEST).astype(int) - marks
+    starts = random.integers(0, np.searchsorted(ends, ends[-1] - LONGEST), texts)
+    found = []
+    for start, length in zip(starts, lengths, strict=True):
+        end = np.searchsorted(ends, ends[start] + length)
+        found.append(" ".join(words[start + 1 : max(start + 2, end)]))
+    return found
 
 
-def sides(folder: Path) -> dict[str, Callable[[list[str]], np.ndarray]]:
+def sides(folder: Path, threads: int) -> dict[str, Callable[[list[str]], np.ndarray]]:
+    import torch
     from sentence_transformers import SentenceTransformer
 
     from seedbed import registry
@@ -50,16 +74,19 @@ def sides(folder: Path) -> dict[str, Callable[[list[str]], np.ndarray]]:
     theirs = SentenceTransformer(str(folder), device="cpu")
     theirs.max_seq_length = LIMIT
     made = {
-        name: registry.embedder(f"local:minilm?truncate=true&dtype={dtype}") for name, dtype in SIDES.items() if dtype
+        name: registry.embedder(f"local:minilm?truncate=true&dtype={dtype}&threads={threads}")
+        for name, dtype in SIDES.items()
+        if dtype
     }
 
     def ours(name: str) -> Callable[[list[str]], np.ndarray]:
         return lambda texts: made[name].embed([Content.of(text) for text in texts])
 
-    return {
-        name: ours(name) if name in made else lambda texts: np.asarray(theirs.encode(texts, show_progress_bar=False))
-        for name in SIDES
-    }
+    def encode(texts: list[str]) -> np.ndarray:
+        torch.set_num_threads(threads)
+        return np.asarray(theirs.encode(texts, show_progress_bar=False))
+
+    return {name: ours(name) if name in made else encode for name in SIDES}
 
 
 def measure(texts: list[str], rounds: int, run: dict[str, Callable[[list[str]], np.ndarray]]) -> dict[str, list[float]]:
@@ -124,7 +151,7 @@ def main() -> None:
     tokens = Tokens(folder, read_card(folder))
     texts = corpus(options.texts, lambda given: tokens.count(given).tolist())
     lengths = tokens.count(texts)
-    run = sides(folder)
+    run = sides(folder, options.threads)
     vectors = {name: embed(texts[:100]) for name, embed in run.items()}
     exact = vectors["sentence-transformers, fp32"]
     near = {name: float((found * exact).sum(axis=1).min()) for name, found in vectors.items()}

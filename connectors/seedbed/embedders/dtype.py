@@ -21,6 +21,7 @@ _TRIED_PARAMETERS = 1_000_000_000
 """A larger model is not tried in float32, which would take 4 GB and more: it runs as it was stored."""
 
 _chosen: dict[tuple[Path, int], torch.dtype] = {}
+"""By folder and threads."""
 
 
 def choose(model: Model, folder: Path, probes: Ids) -> None:

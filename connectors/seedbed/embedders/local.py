@@ -102,7 +102,9 @@ class LocalEmbedder:
     def close(self) -> None:
         """Lets the weights go; a later `embed` loads them again."""
         with self._lock:
-            self.__dict__.pop("_runner", None)
+            runner = self.__dict__.pop("_runner", None)
+            if runner is not None:
+                runner.close()
 
     @cached_property
     def _card(self) -> Card:
@@ -155,9 +157,10 @@ class LocalEmbedder:
             return refused
         rows = [ids[place] for place in fits]
         runner = self._runner
-        for batch in batches([len(row) for row in rows], runner.budget):
-            found = runner.vectors([rows[b] for b in batch], self.space.dimensions)
-            vectors[[part[fits[b]] for b in batch]] = found
+        places = batches([len(row) for row in rows], runner.budget)
+        found = runner.run([[rows[b] for b in batch] for batch in places], self.space.dimensions)
+        for batch, made in zip(places, found, strict=True):
+            vectors[[part[fits[b]] for b in batch]] = made
         for place in fits:
             if not np.isfinite(vectors[part[place]]).all():
                 refused[part[place]] = "the model answered with NaN or infinite numbers"
