@@ -40,14 +40,17 @@ def parse(data: bytes, fields: Sequence[Field]) -> Parsed:
     """Rows of `COPY … (FORMAT csv)`: NULL is nothing at all, an empty string is quoted."""
     if not data:
         return Parsed([pa.array([], field.type) for field in fields], {})
-    plain = {field.name: field.type if field.decode == "plain" else pa.string() for field in fields}
+    # By number, since one column may be key and payload at once.
+    plain = {str(n): field.type if field.decode == "plain" else pa.string() for n, field in enumerate(fields)}
     bad: dict[int, str] = {}
     try:
         table = _read(data, plain)
         columns = [table.column(number).combine_chunks() for number in range(len(fields))]
     except pa.ArrowInvalid:
         table = _read(data, dict.fromkeys(plain, pa.binary()))
-        columns = [_salvage(table.column(f.name).combine_chunks(), f.name, plain[f.name], bad) for f in fields]
+        columns = [
+            _salvage(table.column(n).combine_chunks(), field.name, plain[str(n)], bad) for n, field in enumerate(fields)
+        ]
     return Parsed([_decode(column, field, bad) for column, field in zip(columns, fields, strict=True)], bad)
 
 

@@ -89,7 +89,9 @@ class Read:
             extra.append(_is_deleted(self.deleted))
         if self.watermark is not None:
             extra.append(_watermark_text(self.watermark))
-        return [*extra, *(column.expression for column in self.columns)]
+        extra += [column.expression for column in self.columns]
+        # ORDER BY takes a bare name for an output column first, so no output may be called like a column.
+        return [sql.SQL("{} AS {}").format(made, sql.Identifier(f"seedbed:{n}")) for n, made in enumerate(extra)]
 
     def _compare(self, operator: str, position: bytes) -> sql.Composable:
         key = self.relation.key
@@ -145,9 +147,7 @@ class Read:
             fields.append(Field(self.deleted.name, pa.bool_()))
         if self.watermark is not None:
             fields.append(Field(self.watermark.name, pa.string()))
-        fields += [Field(column.name, column.arrow, column.decode) for column in self.columns]
-        # Arrow's parser wants each name once; a column may well be key, payload and watermark.
-        return [Field(f"{number}:{field.name}", *field[1:]) for number, field in enumerate(fields)]
+        return fields + [Field(column.name, column.arrow, column.decode) for column in self.columns]
 
     def _chunk(self, data: bytes) -> Chunk:
         parsed = parse(data, self._fields())

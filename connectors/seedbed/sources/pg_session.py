@@ -46,9 +46,6 @@ class ReadSession:
         self.encoding, self.time_zone = row
         for statement in _SETTINGS:
             connection.execute(statement)
-        if self.encoding == "SQL_ASCII":
-            # Asked for UTF-8 the server checks all it sends, and one bad row would stop the page.
-            connection.execute("SET client_encoding = 'SQL_ASCII'")
 
     def rows(self, statement: sql.Composable, setting: str | None = None) -> list[TupleRow]:
         connection = self.connection()
@@ -66,9 +63,23 @@ class ReadSession:
     def copy(self, statement: sql.Composable, setting: str) -> Iterator[Iterable[Buffer]]:
         """The rows of `statement` as CSV lines, one an item."""
         connection = self.connection()
-        wrapped = sql.SQL("COPY ({}) TO STDOUT (FORMAT csv)").format(statement)
-        with mapped(setting), connection.cursor() as cursor, cursor.copy(as_bytes(wrapped)) as copy:
+        wrapped = as_bytes(sql.SQL("COPY ({}) TO STDOUT (FORMAT csv)").format(statement))
+        with mapped(setting), self._raw(connection), connection.cursor() as cursor, cursor.copy(wrapped) as copy:
             yield copy
+
+    @contextmanager
+    def _raw(self, connection: psycopg.Connection[TupleRow]) -> Iterator[None]:
+        """Of a database without an encoding, its bytes as they are: asked for UTF-8, the server checks all that it
+        sends, and one bad row would stop the page."""
+        if self.encoding != "SQL_ASCII":
+            yield
+            return
+        connection.execute("SET client_encoding = 'SQL_ASCII'")
+        try:
+            yield
+        finally:
+            if not connection.closed:
+                connection.execute("SET client_encoding = 'UTF8'")
 
     def close(self) -> None:
         if self._connection is not None:
@@ -78,5 +89,5 @@ class ReadSession:
 
 
 def as_bytes(statement: sql.Composable) -> bytes:
-    # In a SQL_ASCII session psycopg would encode as ASCII; the database's bytes are taken for UTF-8.
+    # psycopg would encode as ASCII while the session is raw; the database's bytes are taken for UTF-8.
     return statement.as_string(None).encode()

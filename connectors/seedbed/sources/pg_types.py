@@ -127,6 +127,7 @@ class KeyColumn:
         self.column = column
         self.form = column.key_form
         # Bytes order as code points in UTF-8 and Latin-1 (and SQL_ASCII is taken for UTF-8); in others not.
+        self._unchecked = encoding == "SQL_ASCII"
         self._reencode = self.form in ("text", "text_cast") and encoding not in ("UTF8", "LATIN1", "SQL_ASCII")
 
     @property
@@ -161,7 +162,10 @@ class KeyColumn:
 
     @property
     def indexable(self) -> bool:
-        return self.form in INDEXABLE and not self._reencode and (self.form != "text" or self.column.bytewise)
+        """Whether an index of the column gives the positions' order, and each of its keys has a position."""
+        if self.form == "text" and (self._reencode or self._unchecked or not self.column.bytewise):
+            return False
+        return self.form in INDEXABLE
 
     def literal(self, part: str) -> sql.Composable:
         """A canonical part as a value to compare with `order`."""

@@ -56,7 +56,7 @@ def find(url: str, connection: duckdb.DuckDBPyConnection) -> Files:
         raise ConfigError(
             f"there is no file {url}", setting="source.url", hint="relative paths are relative to the pipeline file"
         )
-    if not local:
+    if not local and not connection.filesystem_is_registered(_protocol(system)):
         connection.register_filesystem(system)
     prefix = "" if local else f"{_protocol(system)}://"
     stamp = tuple(_stamp(info) for info in infos)

@@ -109,7 +109,7 @@ class TableRead:
             f"{part}::BIGINT" if kind == "int" else literal(part)
             for part, kind in zip(parts_of(position, self._kinds), self._kinds, strict=True)
         ]
-        return f"({', '.join(column.canonical for column in self._key)}) {operator} ({', '.join(values)})"
+        return _lexicographic([column.canonical for column in self._key], operator, values)
 
     def _offer(self, wanted: Sequence[str]) -> None:
         """The wanted keys as a table to look them up in."""
@@ -163,6 +163,15 @@ class TableRead:
             for column, value in zip(self._key, (part[row].as_py() for part in keys), strict=True)
         )
         return shown, f"a key column is NULL: {shown}"
+
+
+def _lexicographic(names: Sequence[str], operator: str, values: Sequence[str]) -> str:
+    """`(a, b) > (x, y)` spelt out: DuckDB 2.0 joins two comparisons of rows to a BETWEEN that it then refuses."""
+    name, value = names[0], values[0]
+    if len(names) == 1:
+        return f"({name} {operator} {value})"
+    rest = _lexicographic(names[1:], operator, values[1:])
+    return f"({name} {operator[0]} {value} OR ({name} = {value} AND {rest}))"
 
 
 def _empty(file: pq.ParquetFile) -> pa.RecordBatch:

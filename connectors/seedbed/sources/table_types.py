@@ -22,11 +22,6 @@ _ARROW = {
     "FLOAT": pa.float32(),
     "DOUBLE": pa.float64(),
     "DATE": pa.date32(),
-    "TIMESTAMP": pa.timestamp("us"),
-    "TIMESTAMP_S": pa.timestamp("us"),
-    "TIMESTAMP_MS": pa.timestamp("us"),
-    "TIMESTAMP_NS": pa.timestamp("us"),
-    "TIMESTAMP WITH TIME ZONE": _UTC,
     "BLOB": pa.binary(),
 }
 _INTEGERS = frozenset(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"))
@@ -55,7 +50,13 @@ class FileColumn:
         item = self._item
         if item is not None:
             return pa.list_(_ARROW.get(item, pa.string()))
+        if self.type_name.startswith("TIMESTAMP"):
+            return _UTC if self._zoned else pa.timestamp("us")
         return _ARROW.get(self.type_name, pa.string())
+
+    @property
+    def _zoned(self) -> bool:
+        return self.type_name.endswith("ZONE") or self.type_name.startswith("TIMESTAMPTZ")
 
     @property
     def _item(self) -> str | None:
@@ -67,8 +68,8 @@ class FileColumn:
         name = quoted(self.name)
         if self._item is not None:
             return f"{name}::{self._item}[]"
-        if self.type_name.startswith("TIMESTAMP_"):
-            return f"{name}::TIMESTAMP"
+        if self.type_name.startswith("TIMESTAMP"):
+            return f"{name}::{'TIMESTAMPTZ' if self._zoned else 'TIMESTAMP'}"
         if self.type_name in _ARROW or self.type_name == "VARCHAR":
             return name
         if self.type_name.startswith(("STRUCT", "MAP")) or self.type_name.endswith("]"):
@@ -98,8 +99,8 @@ class FileColumn:
         if self.type_name == "BLOB":
             return f"lower(hex({name}))"
         if self.type_name.startswith("TIMESTAMP"):
-            utc = f"timezone('UTC', {name})" if self.type_name.endswith("ZONE") else f"{name}::TIMESTAMP"
-            return _in_range(name, f"strftime({utc}, '%Y-%m-%dT%H:%M:%S.%fZ')")
+            utc = f"timezone('UTC', {self.expression})" if self._zoned else self.expression
+            return _in_range(utc, f"strftime({utc}, '%Y-%m-%dT%H:%M:%S.%fZ')")
         if self.type_name == "DATE":
             return _in_range(name, f"{name}::VARCHAR")
         return f"{name}::VARCHAR"
