@@ -29,9 +29,11 @@ def prepare(connection: psycopg.Connection, dimensions: int) -> None:
 
 def run(connection: psycopg.Connection, embedder: Embedder, table: str) -> int:
     """One incremental pass; how many rows were embedded."""
-    known = dict(connection.execute("select id, hash from floor_hashes", binary=True).fetchall())
-    ids, texts, hashes = [], [], []
-    seen = set()
+    known: dict[int, bytes] = dict(connection.execute("select id, hash from floor_hashes", binary=True).fetchall())
+    ids: list[int] = []
+    texts: list[bytes] = []
+    hashes: list[bytes] = []
+    seen: set[int] = set()
     for number, text in _rows(connection, table):
         seen.add(number)
         digest = hashlib.sha256(text).digest()

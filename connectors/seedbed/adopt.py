@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from seedbed.errors import ConfigError, Refused
 from seedbed.identity import key_parts, position
-from seedbed.ledger import Destination, Entry
+from seedbed.ledger import UNKNOWN, Destination, Entry
 from seedbed.protocols import Sink
 from seedbed.session import Outlet, Session
 
@@ -79,8 +79,8 @@ def _entry(row: tuple[Any, ...], kinds: tuple[str, ...]) -> Entry:
     return Entry(
         position(key_parts(key), kinds),
         key,
-        bytes.fromhex(low) if whole else None,
-        bytes.fromhex(payload_low) if payload_low == payload_high else b"",
+        bytes.fromhex(low) if whole else UNKNOWN,
+        bytes.fromhex(payload_low) if payload_low == payload_high else UNKNOWN,
         chunks,
     )
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from seedbed.content import Content
+from seedbed.content import Content, Text
 from seedbed.ledger import Destination, Ledger, RowFailure, Standing
 from seedbed.protocols import Page
 from seedbed.recipe import PayloadRecipe, Recipe
@@ -122,22 +122,20 @@ class Differ:
         self._rewrite = rewrite
 
     def diff(self, page: Page) -> PageDiff:
-        contents = self._recipe.contents(page.rows)
-        hashes = self._recipe.hashes(contents)
-        empty = {index for index, content in enumerate(contents) if content.empty}
+        texts = self._recipe.texts(page.rows)
+        hashes = self._recipe.hashes(texts)
+        empty = {index for index, text in enumerate(texts) if not text or text.isspace()}
         result = PageDiff(read=len(page.keys) + len(page.failed), skipped=0 if self._fail_empty else len(empty))
         self._note_failures(page, hashes, empty, result)
-        staying = (
-            {position for position, _ in page.failed.values()} | {page.positions[index] for index in empty}
-            if self._fail_empty
-            else {position for position, _ in page.failed.values()}
-        )
+        staying = {position for position, _ in page.failed.values()}
+        if self._fail_empty:
+            staying |= {page.positions[index] for index in empty}
         needs = [self._need(number, page, hashes, empty, staying, result) for number in range(len(self._destinations))]
-        self._classify(needs, result)
-        result.unchanged = len(page.keys) - len(empty) - result.new - result.changed - result.payload_changed
-        wanted = [i for i in range(len(page.keys)) if any(need.what[i] for need in needs)]
+        result.unchanged = len(page.keys) - len(empty)
+        wanted = [index for index, whats in enumerate(zip(*(need.what for need in needs), strict=True)) if any(whats)]
         if wanted:
-            result.work = Work(page.keys, page.positions, contents, hashes, page.rows, needs).take(wanted)
+            self._classify(wanted, needs, result)
+            result.work = _work(page, texts, hashes, needs, wanted)
         return result
 
     def _note_failures(self, page: Page, hashes: list[bytes], empty: set[int], result: PageDiff) -> None:
@@ -162,7 +160,6 @@ class Differ:
     ) -> Need:
         payload = self._payloads[number].hashes(page.rows)
         standing = self._standing(number, page)
-        count = len(page.keys)
         unchanged = (
             not empty
             and not self._rewrite
@@ -171,30 +168,43 @@ class Differ:
             and standing.payload == payload
         )
         if unchanged:
-            return Need(payload, [NOTHING] * count, standing.points)
-        at = {position: index for index, position in enumerate(standing.positions)}
-        what, stands = [NOTHING] * count, [0] * count
-        kept = set(staying)
+            return Need(payload, [NOTHING] * len(hashes), standing.points)
+        at = dict(zip(standing.positions, range(len(standing.positions)), strict=True))
+        need = Need(payload, [NOTHING] * len(hashes), [0] * len(hashes))
         for index, position in enumerate(page.positions):
             if index in empty:
                 continue
-            kept.add(position)
             found = at.get(position)
             if found is None:
-                what[index] = VECTOR
+                need.what[index] = VECTOR
                 continue
-            stands[index] = standing.points[found]
+            need.stands[index] = standing.points[found]
             if self._rewrite or standing.content[found] != hashes[index]:
-                what[index] = VECTOR
+                need.what[index] = VECTOR
             elif standing.payload[found] != payload[index]:
-                what[index] = PAYLOAD
-        said = {position for _, position in page.deleted} | {page.positions[index] for index in empty}
-        result.gone += [
-            Gone(number, position, standing.keys[index], standing.points[index])
-            for position, index in at.items()
-            if position not in kept and (page.covers is not None or position in said)
-        ]
-        return Need(payload, what, stands)
+                need.what[index] = PAYLOAD
+        self._note_gone(number, page, at, standing, empty, staying, result)
+        return need
+
+    def _note_gone(
+        self,
+        number: int,
+        page: Page,
+        at: dict[bytes, int],
+        standing: Standing,
+        empty: set[int],
+        staying: set[bytes | None],
+        result: PageDiff,
+    ) -> None:
+        emptied = {page.positions[index] for index in empty} - staying
+        kept = (set(page.positions) - emptied) | staying
+        gone = at.keys() - kept
+        if page.covers is None:
+            gone &= {position for _, position in page.deleted} | emptied
+        destination = self._destinations[number]
+        if gone and destination is not None:
+            keys = self._ledger.keys(destination, sorted(gone))
+            result.gone += [Gone(number, p, key, standing.points[at[p]]) for p, key in keys.items()]
 
     def _standing(self, number: int, page: Page) -> Standing:
         destination = self._destinations[number]
@@ -205,13 +215,23 @@ class Differ:
         )
 
     @staticmethod
-    def _classify(needs: list[Need], result: PageDiff) -> None:
-        for row in zip(*(zip(need.what, need.stands, strict=True) for need in needs), strict=True):
-            most = max(what for what, _ in row)
-            if most == VECTOR:
-                if any(stands for _, stands in row):
-                    result.changed += 1
-                else:
-                    result.new += 1
-            elif most == PAYLOAD:
+    def _classify(wanted: list[int], needs: list[Need], result: PageDiff) -> None:
+        for index in wanted:
+            if max(need.what[index] for need in needs) == PAYLOAD:
                 result.payload_changed += 1
+            elif any(need.stands[index] for need in needs):
+                result.changed += 1
+            else:
+                result.new += 1
+        result.unchanged -= len(wanted)
+
+
+def _work(page: Page, texts: list[str], hashes: list[bytes], needs: list[Need], wanted: list[int]) -> Work:
+    return Work(
+        [page.keys[i] for i in wanted],
+        [page.positions[i] for i in wanted],
+        [Content((Text(texts[i]),)) for i in wanted],
+        [hashes[i] for i in wanted],
+        page.rows if len(wanted) == len(texts) else page.rows.take(pa.array(wanted, pa.int64())),
+        [Need(*([values[i] for i in wanted] for values in (need.payload, need.what, need.stands))) for need in needs],
+    )

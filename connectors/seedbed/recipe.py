@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import string
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seedbed.batch import payload_column, payload_schema
-from seedbed.content import Content, Text
 from seedbed.errors import ConfigError
-from seedbed.identity import canonical_value, content_hash
+from seedbed.identity import canonical_value
 
 TEXT_FIELD = pa.field("_text", pa.string())
 """Where `store_text` keeps the chunk's text."""
@@ -104,11 +104,15 @@ class Recipe:
     def columns(self) -> list[str]:
         return self._template.columns
 
-    def contents(self, rows: pa.RecordBatch) -> list[Content]:
-        return [Content((Text(text),)) for text in self._template.render(rows)]
+    def texts(self, rows: pa.RecordBatch) -> list[str]:
+        return self._template.render(rows)
 
-    def hashes(self, contents: Sequence[Content]) -> list[bytes]:
-        return [content_hash(self._chunker, content.canonical()) for content in contents]
+    def hashes(self, texts: Sequence[str]) -> list[bytes]:
+        """identity.content_hash of `Content.of(text)` each; the frame is written out, since every row of every
+        run comes by here."""
+        head, sha256, pack = self._chunker + b"T", hashlib.sha256, struct.Struct("<Q").pack
+        encoded = [text.encode() for text in texts]
+        return [sha256(b"".join((head, pack(len(raw)), raw))).digest() for raw in encoded]
 
 
 class PayloadRecipe:

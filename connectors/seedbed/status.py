@@ -23,7 +23,7 @@ def status(session: Session) -> dict[str, Any]:
             sink.name: {
                 "collection": sink.collection,
                 "rows": ledger.count(ledger.destination(pipeline, sink.name, "v1")),
-                "in_doubt": len(ledger.unknown(ledger.destination(pipeline, sink.name, "v1")).keys),
+                "in_doubt": len(ledger.unknown(ledger.destination(pipeline, sink.name, "v1"))),
             }
             for sink in session.declaration.sink
         },

@@ -207,7 +207,7 @@ class _Run:
         ledger = self._session.ledger
         doubtful = [ledger.unknown(live.destination) for live in self._live]
         failed = list(ledger.failures(self._pipeline))
-        keys = sorted({key for standing in doubtful for key in standing.keys} | {f.key for f in failed})
+        keys = sorted({entry.key for entries in doubtful for entry in entries} | {f.key for f in failed})
         if not keys:
             return
         seen: set[str] = set()
@@ -218,12 +218,8 @@ class _Run:
                 yield page
 
         self._run_stages(pages(), spool, derive=False)
-        for number, standing in enumerate(doubtful):
-            spool.add(
-                Gone(number, position, key, points)
-                for position, key, points in zip(standing.positions, standing.keys, standing.points, strict=True)
-                if key not in seen
-            )
+        for number, entries in enumerate(doubtful):
+            spool.add(Gone(number, e.position, e.key, e.points) for e in entries if e.key not in seen)
         ledger.forget_rows(self._pipeline, [f.position for f in failed if f.key not in seen])
 
     def _run_stages(self, pages: Iterator[Page], spool: GoneSpool, *, derive: bool) -> None:
@@ -271,7 +267,9 @@ class _Run:
             self._failed_now.update(failure.position for failure in failures)
             self._report.failed += len(failures)
             self._report.newly_failed += self._session.ledger.record_failures(self._pipeline, failures)
-            self._report.first_failure = self._report.first_failure or f"row {show_key(failures[0].key)}: {failures[0].error}"
+            self._report.first_failure = (
+                self._report.first_failure or f"row {show_key(failures[0].key)}: {failures[0].error}"
+            )
 
     # --- writing ------------------------------------------------------------------------------------
 

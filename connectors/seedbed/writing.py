@@ -12,7 +12,7 @@ from seedbed.diff import PAYLOAD, VECTOR, Gone
 from seedbed.embedding import Embedded
 from seedbed.errors import RowError
 from seedbed.identity import point_id
-from seedbed.ledger import Destination, Entry, Ledger
+from seedbed.ledger import UNKNOWN, Destination, Entry, Ledger
 from seedbed.protocols import Sink
 from seedbed.recipe import PayloadRecipe
 from seedbed.retry import Patience
@@ -120,7 +120,7 @@ class SinkWriter:
 
     def remove(self, gone: Sequence[Gone]) -> None:
         """Removes rows' points: intent → delete → ledger commit."""
-        entries = [Entry(g.position, g.key, None, None, g.points) for g in gone]
+        entries = [Entry(g.position, g.key, UNKNOWN, UNKNOWN, g.points) for g in gone]
         intent = self._ledger.intend(self._destination, entries)
         ids = [point_id(g.key, chunk) for g in gone for chunk in range(g.points)]
         self._patience.run(lambda: self._sink.delete(ids))

@@ -38,27 +38,29 @@ def destination(ledger: Ledger) -> Destination:
     return ledger.add_destination(ledger.register("p"), "s", "v1", SPACE)
 
 
-def entry(number: int, content: bytes | None = b"c", points: int = 1) -> Entry:
-    return Entry(position([str(number)], ["int"]), f'["{number}"]', content, b"p", points)
+def entry(number: int, content: bytes = b"c" * 32, points: int = 1) -> Entry:
+    return Entry(position([str(number)], ["int"]), f'["{number}"]', content, b"p" * 32, points)
 
 
 def test_a_stretch_is_read_in_order(ledger: Ledger, destination: Destination) -> None:
     rows = [entry(number) for number in (-5, 0, 7, 300)]
     ledger.commit(destination, 1, None, rows[::-1])
     found = ledger.standing(destination, KeyRange(rows[0].position, rows[2].position))
-    assert found.keys == ['["0"]', '["7"]']
-    assert found.content == [b"c", b"c"]
-    assert ledger.standing_of(destination, [rows[3].position]).keys == ['["300"]']
+    assert found.positions == [rows[1].position, rows[2].position]
+    assert (found.content, found.payload, found.points) == ([b"c" * 32] * 2, [b"p" * 32] * 2, [1, 1])
+    assert ledger.standing_of(destination, [rows[3].position]).positions == [rows[3].position]
+    assert ledger.keys(destination, [rows[3].position]) == {rows[3].position: '["300"]'}
     assert ledger.count(destination) == 4
-    assert ledger.standing(None, KeyRange()).keys == []
+    assert ledger.standing(None, KeyRange()).positions == []
+    assert ledger.standing(destination, KeyRange(rows[3].position)).positions == []
 
 
 def test_what_was_in_flight_is_in_doubt(ledger: Ledger, destination: Destination) -> None:
     ledger.commit(destination, 1, None, [entry(1, points=5), entry(2)])
-    ledger.intend(destination, [entry(1, b"new", points=2), entry(3, b"new", points=3)])
+    ledger.intend(destination, [entry(1, b"n" * 32, points=2), entry(3, b"n" * 32, points=3)])
     assert ledger.recover(destination) == 1
     found = ledger.unknown(destination)
-    assert list(zip(found.keys, found.points, strict=True)) == [('["1"]', 5), ('["3"]', 3)]
+    assert sorted((row.key, row.points) for row in found) == [('["1"]', 5), ('["3"]', 3)]
     assert ledger.recover(destination) == 0
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from seedbed.content import Content
 from seedbed.errors import ConfigError
+from seedbed.identity import content_hash
 from seedbed.recipe import PayloadRecipe, Recipe, Template
 
 
@@ -61,8 +63,9 @@ def test_payload_that_cannot_be_is_refused(columns: dict[str, Any]) -> None:
 def test_the_chunker_changes_content_hashes_and_the_payload_list_payload_hashes() -> None:
     rows = batch(a=["x", "y"], b=[1.0, float("nan")])
     plain, chunked = Recipe("{a}", rows.schema), Recipe("{a}", rows.schema, b"400/40")
-    contents = plain.contents(rows)
-    assert not set(plain.hashes(contents)) & set(chunked.hashes(contents))
+    texts = plain.texts(rows)
+    assert plain.hashes(texts) == [content_hash(b"", Content.of(text).canonical()) for text in texts]
+    assert not set(plain.hashes(texts)) & set(chunked.hashes(texts))
     one, two = (PayloadRecipe(names, rows.schema, store_text=False) for names in (["a"], ["a", "b"]))
     assert not set(one.hashes(rows)) & set(two.hashes(rows))
     assert two.hashes(rows) == two.hashes(rows.slice(0))

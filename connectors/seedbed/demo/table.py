@@ -7,7 +7,7 @@ from psycopg.rows import TupleRow
 
 from seedbed.demo.functions import Function, functions
 
-SHORTEST = 60
+SHORTEST = 100
 """Characters: documentation below says too little to be found by."""
 
 _COLUMNS = "(module, name, signature, documentation)"

@@ -5,9 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from seedbed.errors import ConfigError
-from seedbed.ledger.base import Destination, Entry, Ledger, RowCost, RowFailure, RunRecord, Standing, State
+from seedbed.ledger.base import UNKNOWN, Destination, Entry, Ledger, RowCost, RowFailure, RunRecord, Standing, State
 
-__all__ = ["Destination", "Entry", "Ledger", "RowCost", "RowFailure", "RunRecord", "Standing", "State", "open_ledger"]
+__all__ = [
+    "UNKNOWN",
+    "Destination",
+    "Entry",
+    "Ledger",
+    "RowCost",
+    "RowFailure",
+    "RunRecord",
+    "Standing",
+    "State",
+    "open_ledger",
+]
 
 
 def open_ledger(url: str, *, create: bool = True) -> Ledger:

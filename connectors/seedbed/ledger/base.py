@@ -7,7 +7,7 @@ costs no write.
 
 *intent*: before a store is written, the keys and point counts of that write are committed here, and
 removed with the targets' commit. What a crash leaves behind is folded into the targets with unknown
-(NULL) hashes by `recover`, so that the next run rewrites or removes exactly those rows, even where the
+hashes by `recover`, so that the next run rewrites or removes exactly those rows, even where the
 source has changed in between.
 """
 
@@ -39,10 +39,14 @@ create table {p}run (id {serial}, pipeline_id integer not null, who text not nul
 create table {p}source_row (pipeline_id integer not null, position {bytes} not null, key text not null,
   content {bytes}, tenant text, tokens integer, error text, primary key (pipeline_id, position)){rowless};
 create table {p}target (destination_id integer not null, position {bytes} not null, key text not null,
-  content {bytes}, payload {bytes}, points integer not null, run_id integer not null,
+  content {bytes} not null, payload {bytes} not null, points integer not null, run_id integer not null,
   primary key (destination_id, position)){rowless};
 create table {p}intent (id {serial}, destination_id integer not null, entries text not null)
 """
+
+
+UNKNOWN = bytes(32)
+"""No SHA-256 of anything: the hash of what a crash left in doubt."""
 
 
 class Destination(NamedTuple):
@@ -54,12 +58,12 @@ class Destination(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One row as it now stands at a destination; content None: unknown, to be rewritten."""
+    """One row as it now stands at a destination; hashes of 32 bytes, UNKNOWN where they are to be rewritten."""
 
     position: bytes
     key: str
-    content: bytes | None
-    payload: bytes | None
+    content: bytes
+    payload: bytes
     points: int
 
 
@@ -81,12 +85,11 @@ class RowFailure(NamedTuple):
 
 @dataclass(slots=True)
 class Standing:
-    """What stands in a stretch of keys, as parallel lists in order of position."""
+    """What stands in a stretch of keys, as parallel lists in order of position; content UNKNOWN: in doubt."""
 
     positions: list[bytes] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    content: list[bytes | None] = field(default_factory=list)
-    payload: list[bytes | None] = field(default_factory=list)
+    content: list[bytes] = field(default_factory=list)
+    payload: list[bytes] = field(default_factory=list)
     points: list[int] = field(default_factory=list)
 
 
@@ -231,26 +234,38 @@ class Ledger(abc.ABC):
 
     def standing(self, destination: Destination | None, stretch: KeyRange) -> Standing:
         bounds, parameters = _bounds(stretch)
-        return self._standing(destination, bounds, parameters)
+        return self._standing(destination.id, bounds, parameters) if destination else Standing()
 
     def standing_of(self, destination: Destination | None, positions: Sequence[bytes]) -> Standing:
-        if not positions:
+        if not positions or destination is None:
             return Standing()
-        return self._standing(destination, *self._among("position", positions))
+        return self._standing(destination.id, *self._among("position", positions))
 
-    def unknown(self, destination: Destination | None) -> Standing:
-        """The rows that a crash left in doubt."""
-        return self._standing(destination, "content is null", [])
-
-    def _standing(self, destination: Destination | None, condition: str, parameters: list[object]) -> Standing:
-        if destination is None:
-            return Standing()
+    def _standing(self, destination_id: int, condition: str, parameters: list[object]) -> Standing:
         rows = self._query(
-            f"select position, key, content, payload, points from target where destination_id = ? "
+            f"select position, content, payload, points from target where destination_id = ? "
             f"and {condition} order by position",
-            [destination.id, *parameters],
+            [destination_id, *parameters],
         )
         return Standing(*map(list, zip(*rows, strict=True))) if rows else Standing()
+
+    def keys(self, destination: Destination, positions: Sequence[bytes]) -> dict[bytes, str]:
+        """The keys that stand at positions."""
+        condition, parameters = self._among("position", positions)
+        rows = self._query(
+            f"select position, key from target where destination_id = ? and {condition}", [destination.id, *parameters]
+        )
+        return dict(rows)
+
+    def unknown(self, destination: Destination | None) -> list[Entry]:
+        """The rows that a crash left in doubt."""
+        if destination is None:
+            return []
+        rows = self._query(
+            "select position, key, content, payload, points from target where destination_id = ? and content = ?",
+            [destination.id, UNKNOWN],
+        )
+        return [Entry(*row) for row in rows]
 
     def intend(self, destination: Destination, entries: Sequence[Entry]) -> int:
         """Commits that these rows are about to be written or removed; `points` the most that may stand there."""
@@ -286,13 +301,15 @@ class Ledger(abc.ABC):
         """Folds what a crash left in flight into the targets, in doubt; how many intents there were."""
         left = self._query("select id, entries from intent where destination_id = ? order by id", [destination.id])
         for number, entries in left:
-            doubtful = [Entry(bytes.fromhex(p), key, None, None, points) for p, key, points in json.loads(entries)]
+            doubtful = [
+                Entry(bytes.fromhex(p), key, UNKNOWN, UNKNOWN, points) for p, key, points in json.loads(entries)
+            ]
             with self._transaction():
                 self._put_targets(
                     destination,
                     0,
                     doubtful,
-                    "content = null, points = case when target.points > excluded.points "
+                    "content = excluded.content, points = case when target.points > excluded.points "
                     "then target.points else excluded.points end",
                 )
                 self._query("delete from intent where id = ?", [number])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
 
 from seedbed.errors import AlreadyRunning
-from seedbed.ledger.base import SCHEMA_VERSION, TABLES, Ledger
+from seedbed.ledger.base import SCHEMA_VERSION, TABLES, Ledger, Standing
 from seedbed.postgres import Database, mapped
 
 _TYPES = {
@@ -71,6 +72,17 @@ class PostgresLedger(Ledger):
             cursor.execute(sql.replace("?", "%s").encode(), parameters or None)
             return cursor.fetchall() if cursor.description else []
 
+    def _standing(self, destination_id: int, condition: str, parameters: list[object]) -> Standing:
+        """The stretch as four long values in place of thousands of short ones: a tenth of the time of rows."""
+        parts = ("int4send(length(position)) || position", "content", "payload", "int4send(points)")
+        joined = ", ".join(f"coalesce(string_agg({part}, ''::bytea order by position), '')" for part in parts)
+        positions, content, payload, points = self._query(
+            f"select {joined} from target where destination_id = ? and {condition}", [destination_id, *parameters]
+        )[0]
+        return Standing(
+            _unframed(positions), _cut(content), _cut(payload), list(struct.unpack(f">{len(points) // 4}i", points))
+        )
+
     def _bulk(self, table: str, columns: dict[str, Sequence[object]], conflict: str) -> None:
         arrays = ", ".join(f"%s::{_TYPES[name]}[]" for name in columns)
         sql = f"insert into {table} ({', '.join(columns)}) select * from unnest({arrays}) on conflict {conflict}"
@@ -101,3 +113,16 @@ class PostgresLedger(Ledger):
             return
         finally:
             self._database.close()
+
+
+def _cut(hashes: bytes) -> list[bytes]:
+    return [hashes[start : start + 32] for start in range(0, len(hashes), 32)]
+
+
+def _unframed(data: bytes) -> list[bytes]:
+    values, at = [], 0
+    while at < len(data):
+        start = at + 4
+        at = start + int.from_bytes(data[at:start])
+        values.append(data[start:at])
+    return values
