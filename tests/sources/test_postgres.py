@@ -253,3 +253,17 @@ def test_other_server_encodings_are_ordered_by_code_points(pg_url: str) -> None:
     finally:
         with psycopg.connect(pg_url, autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.mark.parametrize("pg_url", ["15"], indirect=True)
+def test_a_linguistic_collation_does_not_change_the_order(db: Connection, pg_url: str) -> None:
+    db.execute('CREATE TABLE t (id text COLLATE "und-x-icu" PRIMARY KEY)')
+    words = ["a", "B", "ä", "Z", "_", "zz", "Ab", "aB"]
+    db.execute("INSERT INTO t SELECT unnest(%s::text[])", (words,))
+    source = registry.source(pg_url, table="t")
+    expected = sorted(words, key=str.encode)
+    assert [row for (row,) in db.execute("SELECT id FROM t ORDER BY id").fetchall()] != expected
+    pages = read(source, page_rows=3)
+    assert [key_parts(key)[0] for key in keys_of(pages)] == expected
+    within = KeyRange(b"Z", b"aB")
+    assert [key_parts(key)[0] for key in keys_of(read(source, within=within))] == ["_", "a", "aB"]
