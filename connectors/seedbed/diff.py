@@ -233,5 +233,8 @@ def _work(page: Page, texts: list[str], hashes: list[bytes], needs: list[Need], 
         [Content((Text(texts[i]),)) for i in wanted],
         [hashes[i] for i in wanted],
         page.rows if len(wanted) == len(texts) else page.rows.take(pa.array(wanted, pa.int64())),
-        [Need(*([values[i] for i in wanted] for values in (need.payload, need.what, need.stands))) for need in needs],
+        [
+            Need([n.payload[i] for i in wanted], [n.what[i] for i in wanted], [n.stands[i] for i in wanted])
+            for n in needs
+        ],
     )

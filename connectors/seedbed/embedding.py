@@ -13,7 +13,6 @@ from seedbed.content import Content
 from seedbed.diff import VECTOR, Work
 from seedbed.errors import ContentsRefused, RowError
 from seedbed.identity import cache_key
-from seedbed.ledger import RowCost
 from seedbed.protocols import Embedder, Vectors
 from seedbed.retry import Patience
 
@@ -35,11 +34,11 @@ class Embedded:
     first: list[int]
     failed: dict[int, str] = field(default_factory=dict)
     """Rows that the model refused: index → reason."""
+    intents: dict[int, int] = field(default_factory=dict)
+    """The ledger's intents of this batch, by the sink's number."""
     embedded: int = 0
     cached: int = 0
     tokens: int = 0
-    costs: list[RowCost] = field(default_factory=list)
-    """What each row cost that a model was called for."""
 
 
 class EmbeddingStage:
@@ -74,7 +73,6 @@ class EmbeddingStage:
                 result.embedded += 1
             else:
                 result.cached += 1
-        result.costs = _share(result.tokens, {row: n for row, n in askers.items() if row not in result.failed}, work)
         return result
 
     def spans(self, content: Content) -> list[Span]:
@@ -114,18 +112,6 @@ class EmbeddingStage:
         return {keys[n]: reason for n, reason in refused.items()}
 
 
-def _share(tokens: int, askers: dict[int, int], work: Work) -> list[RowCost]:
-    """Spreads a call's tokens over the rows that asked, by their characters, without losing any."""
-    total, given, seen = max(sum(askers.values()), 1), 0, 0
-    costs = []
-    for row, characters in askers.items():
-        seen += characters
-        upto = tokens * seen // total
-        costs.append(RowCost(work.positions[row], work.keys[row], work.hashes[row], upto - given))
-        given = upto
-    return costs
-
-
 def piece(content: Content, span: Span) -> Content:
     text = content.text
     return content if span == (0, len(text)) else Content.of(text[slice(*span)])
@@ -133,15 +119,15 @@ def piece(content: Content, span: Span) -> Content:
 
 def _first_askers(
     keys: dict[int, list[bytes]], pieces: dict[int, list[Content]], known: dict[bytes, Vectors]
-) -> tuple[dict[bytes, Content], dict[int, int]]:
-    """Each unknown content once, and the rows that first asked for one with its characters."""
+) -> tuple[dict[bytes, Content], set[int]]:
+    """Each unknown content once, and the rows that first asked for one."""
     missing: dict[bytes, Content] = {}
-    askers: dict[int, int] = {}
+    askers: set[int] = set()
     for row, row_keys in keys.items():
         for key, content in zip(row_keys, pieces[row], strict=True):
             if key not in known and key not in missing:
                 missing[key] = content
-                askers[row] = askers.get(row, 0) + len(content.text)
+                askers.add(row)
     return missing, askers
 
 

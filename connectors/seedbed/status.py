@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Any, NamedTuple
 
 from seedbed.errors import SeedbedError
@@ -16,7 +15,7 @@ def status(session: Session) -> dict[str, Any]:
     ledger, name = session.ledger, session.declaration.name
     pipeline = ledger.pipeline_id(name)
     state = ledger.state(pipeline)
-    failures = list(islice(ledger.failures(pipeline), 20))
+    failures = ledger.failures(pipeline)[:20]
     return {
         "pipeline": name,
         "sinks": {

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -27,7 +27,7 @@ from seedbed.session import Outlet, Session
 from seedbed.spool import GoneSpool
 from seedbed.writing import SinkWriter
 
-WORK_ROWS = 1024
+WORK_ROWS = 2048
 """Rows a batch: enough to sort texts by length and to fill a bulk write, few enough to overlap."""
 
 
@@ -198,7 +198,7 @@ class _Run:
         if whole and self._session.declaration.source.changes == "scan":
             earlier = (failure.position for failure in self._session.ledger.failures(self._pipeline))
             mended = [position for position in earlier if position not in self._failed_now]
-            self._session.ledger.forget_rows(self._pipeline, mended)
+            self._session.ledger.forget_failures(self._pipeline, mended)
 
     def _retry_left_behind(self, spool: GoneSpool) -> None:
         """A scan sees every row again; a watermark does not see those that failed or were left in doubt."""
@@ -206,7 +206,7 @@ class _Run:
             return
         ledger = self._session.ledger
         doubtful = [ledger.unknown(live.destination) for live in self._live]
-        failed = list(ledger.failures(self._pipeline))
+        failed = ledger.failures(self._pipeline)
         keys = sorted({entry.key for entries in doubtful for entry in entries} | {f.key for f in failed})
         if not keys:
             return
@@ -220,17 +220,24 @@ class _Run:
         self._run_stages(pages(), spool, derive=False)
         for number, entries in enumerate(doubtful):
             spool.add(Gone(number, e.position, e.key, e.points) for e in entries if e.key not in seen)
-        ledger.forget_rows(self._pipeline, [f.position for f in failed if f.key not in seen])
+        ledger.forget_failures(self._pipeline, [f.position for f in failed if f.key not in seen])
 
     def _run_stages(self, pages: Iterator[Page], spool: GoneSpool, *, derive: bool) -> None:
         stage = EmbeddingStage(
             self._session.embedder, self._session.cache, self._session.chunker, self._options.patience
         )
         works = ahead(_batched(self._read(pages, spool, derive=derive)))
-        with closing(works), closing(ahead(map(stage, works), depth=1)) as batches:
+        with closing(works), closing(ahead(self._intended(map(stage, works)), depth=1)) as batches:
             for batch in batches:
                 self._write(batch)
                 self._progress(self._report)
+
+    def _intended(self, batches: Iterable[Embedded]) -> Iterator[Embedded]:
+        for batch in batches:
+            for live in self._live:
+                if live.counts.error is None:
+                    live.writer.intend(batch)
+            yield batch
 
     def _read(self, pages: Iterator[Page], spool: GoneSpool, *, derive: bool) -> Iterator[Work]:
         differ, left = self._differ(), self._options.limit
@@ -292,7 +299,6 @@ class _Run:
         report.cached += batch.cached
         report.tokens += batch.tokens
         report.upserted += len(stands)
-        self._session.ledger.record_rows(self._pipeline, batch.costs)
         self._fail([RowFailure(work.positions[r], work.keys[r], work.hashes[r], why) for r, why in refused.items()])
 
     def _down(self, live: _Live, error: ServiceError, behind: int) -> None:
@@ -329,7 +335,7 @@ class _Run:
                 self._down(live, error, spool.counts[live.writer.number] - live.counts.deleted)
                 return
             live.counts.deleted += len(batch)
-            self._session.ledger.forget_rows(self._pipeline, [gone.position for gone in batch])
+            self._session.ledger.forget_failures(self._pipeline, [gone.position for gone in batch])
             self._progress(self._report)
 
     def _finish(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from seedbed.batch import point_schema, vectors_array
-from seedbed.diff import PAYLOAD, VECTOR, Gone
+from seedbed.diff import NOTHING, PAYLOAD, VECTOR, Gone
 from seedbed.embedding import Embedded
 from seedbed.errors import RowError
 from seedbed.identity import point_id
@@ -39,14 +39,20 @@ class SinkWriter:
         self._run_id = run_id
         self._patience = patience
 
+    def intend(self, batch: Embedded) -> None:
+        """Notes what `write` is about to write. Called a stage earlier, so that its commit overlaps a write."""
+        rows = self._rows(batch)
+        if rows:
+            entries = [self._entry(batch, row, most=True) for row in rows]
+            batch.intents[self.number] = self._ledger.intend(self._destination, entries)
+
     def write(self, batch: Embedded) -> tuple[list[int], dict[int, str]]:
-        """The rows that now stand there, and those refused: row → reason."""
-        need = batch.work.needs[self.number]
+        """The rows that now stand there, and those refused: row → reason. Needs `intend` before."""
         refused: dict[int, str] = {}
-        rows = [row for row in range(len(batch.work)) if need.what[row] != 0 and row not in batch.failed]
+        rows = self._rows(batch)
         while rows:
             try:
-                self._write(batch, rows)
+                self._store(batch, rows)
                 break
             except RowError as error:
                 bad = [row for row in rows if batch.work.keys[row] == error.key]
@@ -54,30 +60,30 @@ class SinkWriter:
                     raise
                 refused.update((row, error.message) for row in bad)
                 rows = [row for row in rows if row not in refused]
+        if self.number in batch.intents:
+            entries = [self._entry(batch, row) for row in rows]
+            self._ledger.commit(self._destination, self._run_id, batch.intents[self.number], entries)
         return rows, refused
 
-    def _write(self, batch: Embedded, rows: list[int]) -> None:
+    def _rows(self, batch: Embedded) -> list[int]:
+        what = batch.work.needs[self.number].what
+        return [row for row in range(len(batch.work)) if what[row] != NOTHING and row not in batch.failed]
+
+    def _store(self, batch: Embedded, rows: list[int]) -> None:
         work, need = batch.work, batch.work.needs[self.number]
-        before = [self._entry(batch, row, most=True) for row in rows]
-        intent = self._ledger.intend(self._destination, before)
         whole = [row for row in rows if need.what[row] == VECTOR]
         plain = [row for row in rows if need.what[row] == PAYLOAD]
-        try:
-            if whole:
-                points = self._points(batch, whole, vectors=True)
-                self._patience.run(lambda: self._sink.upsert(points))
-            if plain:
-                fields = self._points(batch, plain, vectors=False)
-                self._patience.run(lambda: self._sink.set_payload(fields))
-        except RowError:
-            self._ledger.commit(self._destination, self._run_id, intent, [])
-            raise
+        if whole:
+            points = self._points(batch, whole, vectors=True)
+            self._patience.run(lambda: self._sink.upsert(points))
+        if plain:
+            fields = self._points(batch, plain, vectors=False)
+            self._patience.run(lambda: self._sink.set_payload(fields))
         stale = [
             point_id(work.keys[row], chunk) for row in rows for chunk in range(len(batch.spans[row]), need.stands[row])
         ]
         if stale:
             self._patience.run(lambda: self._sink.delete(stale))
-        self._ledger.commit(self._destination, self._run_id, intent, [self._entry(batch, row) for row in rows])
 
     def _entry(self, batch: Embedded, row: int, *, most: bool = False) -> Entry:
         work, need = batch.work, batch.work.needs[self.number]

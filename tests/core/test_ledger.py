@@ -14,7 +14,7 @@ import pytest
 
 from seedbed.errors import AlreadyRunning, ConfigError, Fatal, Refused
 from seedbed.identity import KeyRange, Space, point_id, position
-from seedbed.ledger import Destination, Entry, Ledger, RowCost, RowFailure, State, open_ledger
+from seedbed.ledger import Destination, Entry, Ledger, RowFailure, State, open_ledger
 
 SPACE = Space("m", "r", 4)
 
@@ -82,8 +82,8 @@ def test_failures_are_new_once_a_content(ledger: Ledger) -> None:
     assert ledger.record_failures(pipeline, [failure]) == 0
     assert ledger.record_failures(pipeline, [failure._replace(content=b"2")]) == 1
     assert [f.error for f in ledger.failures(pipeline)] == ["too long"]
-    ledger.record_rows(pipeline, [RowCost(row.position, row.key, b"2", 7)])
-    assert list(ledger.failures(pipeline)) == []
+    ledger.forget_failures(pipeline, [row.position])
+    assert ledger.failures(pipeline) == []
 
 
 def test_state_and_runs(ledger: Ledger) -> None:

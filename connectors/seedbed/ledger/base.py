@@ -1,9 +1,9 @@
 """The ledger's tables and rules, in the SQL that SQLite and Postgres share.
 
-Three levels. *row*: a source row of a pipeline, with what it last cost and why it last failed. *target*:
-what stands at one destination (sink and version) for that row: content hash, payload hash, points.
-*run*. A row is done for a destination when that target's hashes equal the source's; an unchanged row
-costs no write.
+Three levels. *row*: a source row of a pipeline and why it last failed; one that never did has nothing to say
+and no entry. *target*: what stands at one destination (sink and version) for a row: content hash, payload
+hash, points. *run*: who, when, counts, provenance. A row is done for a destination when that target's hashes
+equal the source's; an unchanged row costs no write.
 
 *intent*: before a store is written, the keys and point counts of that write are committed here, and
 removed with the targets' commit. What a crash leaves behind is folded into the targets with unknown
@@ -16,11 +16,10 @@ from __future__ import annotations
 import abc
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import repeat
 from typing import Any, NamedTuple
 
 from seedbed.errors import Refused
@@ -36,8 +35,8 @@ create table {p}destination (id {serial}, pipeline_id integer not null, sink tex
   space text not null, unique (pipeline_id, sink, version));
 create table {p}run (id {serial}, pipeline_id integer not null, who text not null, started text not null,
   finished text, outcome text, counts text, provenance text);
-create table {p}source_row (pipeline_id integer not null, position {bytes} not null, key text not null,
-  content {bytes}, tenant text, tokens integer, error text, primary key (pipeline_id, position)){rowless};
+create table {p}failed_row (pipeline_id integer not null, position {bytes} not null, key text not null,
+  content {bytes}, error text not null, primary key (pipeline_id, position)){rowless};
 create table {p}target (destination_id integer not null, position {bytes} not null, key text not null,
   content {bytes} not null, payload {bytes} not null, points integer not null, run_id integer not null,
   primary key (destination_id, position)){rowless};
@@ -47,6 +46,14 @@ create table {p}intent (id {serial}, destination_id integer not null, entries te
 
 UNKNOWN = bytes(32)
 """No SHA-256 of anything: the hash of what a crash left in doubt."""
+
+
+_REPLACE = "content = excluded.content, points = excluded.points"
+_DOUBT = (
+    "content = excluded.content, "
+    "points = case when target.points > excluded.points then target.points else excluded.points end"
+)
+ON_TARGET = "on conflict (destination_id, position) do update set payload = excluded.payload, run_id = excluded.run_id,"
 
 
 class Destination(NamedTuple):
@@ -65,15 +72,6 @@ class Entry(NamedTuple):
     content: bytes
     payload: bytes
     points: int
-
-
-class RowCost(NamedTuple):
-    """A row that was embedded, and what that cost."""
-
-    position: bytes
-    key: str
-    content: bytes
-    tokens: int
 
 
 class RowFailure(NamedTuple):
@@ -111,7 +109,7 @@ class RunRecord:
 
 
 class Ledger(abc.ABC):
-    """One connection, shared by the run's threads behind a lock. Dialects fill in the six abstract methods."""
+    """One connection, shared by the run's threads behind a lock. Dialects fill in the abstract methods."""
 
     def __init__(self) -> None:
         self._guard = threading.RLock()
@@ -123,8 +121,8 @@ class Ledger(abc.ABC):
         """Runs one statement with `?` placeholders; its rows, or nothing."""
 
     @abc.abstractmethod
-    def _bulk(self, table: str, columns: dict[str, Sequence[object]], conflict: str) -> None:
-        """Inserts parallel columns; `conflict` is what follows ON CONFLICT."""
+    def _many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
+        """Runs one statement for many rows, in one transaction."""
 
     @abc.abstractmethod
     def _among(self, column: str, values: Sequence[bytes]) -> tuple[str, list[object]]:
@@ -279,7 +277,7 @@ class Ledger(abc.ABC):
     def commit(self, destination: Destination, run_id: int, intent: int | None, entries: Sequence[Entry]) -> None:
         """The entries now stand there; the intent is done. One transaction."""
         with self._transaction():
-            self._put_targets(destination, run_id, entries, "content = excluded.content, points = excluded.points")
+            self._put_targets(destination, run_id, entries, _REPLACE)
             if intent is not None:
                 self._query("delete from intent where id = ?", [intent])
 
@@ -305,83 +303,50 @@ class Ledger(abc.ABC):
                 Entry(bytes.fromhex(p), key, UNKNOWN, UNKNOWN, points) for p, key, points in json.loads(entries)
             ]
             with self._transaction():
-                self._put_targets(
-                    destination,
-                    0,
-                    doubtful,
-                    "content = excluded.content, points = case when target.points > excluded.points "
-                    "then target.points else excluded.points end",
-                )
+                self._put_targets(destination, 0, doubtful, _DOUBT)
                 self._query("delete from intent where id = ?", [number])
         return len(left)
 
     def _put_targets(self, destination: Destination, run_id: int, entries: Sequence[Entry], update: str) -> None:
-        if not entries:
-            return
-        columns = dict(zip(Entry._fields, map(list, zip(*entries, strict=True)), strict=True))
-        ids = list(repeat(destination.id, len(entries)))
-        self._bulk(
-            "target",
-            {"destination_id": ids, **columns, "run_id": list(repeat(run_id, len(entries)))},
-            f"(destination_id, position) do update set {update}, payload = excluded.payload, run_id = excluded.run_id",
+        self._many(
+            "insert into target (destination_id, run_id, position, key, content, payload, points) "
+            f"values (?, ?, ?, ?, ?, ?, ?) {ON_TARGET} {update}",
+            ((destination.id, run_id, *entry) for entry in entries),
         )
 
     # --- rows ---------------------------------------------------------------------------------------
 
-    def record_rows(self, pipeline_id: int, costs: Sequence[RowCost]) -> None:
-        """Rows that were embedded; an earlier error is cleared."""
-        if costs:
-            self._rows(pipeline_id, costs, tokens=[cost.tokens for cost in costs], error=[None] * len(costs))
-
     def record_failures(self, pipeline_id: int, failures: Sequence[RowFailure]) -> int:
-        """Rows that the model or the store refused; how many had not failed so with the same content before."""
+        """Rows that the model or the store refused; how many had not failed with the same content before."""
         if not failures:
             return 0
         condition, parameters = self._among("position", [f.position for f in failures])
         with self._transaction():
-            known = {
-                bytes(position): content
-                for position, content in self._query(
-                    f"select position, content from source_row where pipeline_id = ? and error is not null "
-                    f"and {condition}",
+            known = dict(
+                self._query(
+                    f"select position, content from failed_row where pipeline_id = ? and {condition}",
                     [pipeline_id, *parameters],
                 )
-            }
-            self._rows(
-                pipeline_id, failures, tokens=[None] * len(failures), error=[failure.error for failure in failures]
+            )
+            self._many(
+                "insert into failed_row (pipeline_id, position, key, content, error) values (?, ?, ?, ?, ?) "
+                "on conflict (pipeline_id, position) do update set content = excluded.content, error = excluded.error",
+                ((pipeline_id, *failure) for failure in failures),
             )
         return sum(f.position not in known or known[f.position] != f.content for f in failures)
 
-    def _rows(
-        self, pipeline_id: int, rows: Sequence[RowCost] | Sequence[RowFailure], *, tokens: list[Any], error: list[Any]
-    ) -> None:
-        columns: dict[str, Sequence[object]] = {
-            "pipeline_id": [pipeline_id] * len(rows),
-            "position": [row.position for row in rows],
-            "key": [row.key for row in rows],
-            "content": [row.content for row in rows],
-            "tokens": tokens,
-            "error": error,
-        }
-        self._bulk(
-            "source_row",
-            columns,
-            "(pipeline_id, position) do update set content = excluded.content, tokens = excluded.tokens, "
-            "error = excluded.error",
-        )
-
-    def forget_rows(self, pipeline_id: int, positions: Sequence[bytes]) -> None:
+    def forget_failures(self, pipeline_id: int, positions: Sequence[bytes]) -> None:
+        """The rows no longer fail, or are gone."""
         if positions:
             condition, parameters = self._among("position", positions)
-            self._query(f"delete from source_row where pipeline_id = ? and {condition}", [pipeline_id, *parameters])
+            self._query(f"delete from failed_row where pipeline_id = ? and {condition}", [pipeline_id, *parameters])
 
-    def failures(self, pipeline_id: int | None, limit: int = -1) -> Iterator[RowFailure]:
+    def failures(self, pipeline_id: int | None) -> list[RowFailure]:
         rows = self._query(
-            "select position, key, content, error from source_row where pipeline_id = ? and error is not null "
-            "order by position" + (f" limit {limit:d}" if limit >= 0 else ""),
+            "select position, key, content, error from failed_row where pipeline_id = ? order by position",
             [pipeline_id],
         )
-        return (RowFailure(bytes(position), key, content, error) for position, key, content, error in rows)
+        return [RowFailure(*row) for row in rows]
 
     # --- schema -------------------------------------------------------------------------------------
 

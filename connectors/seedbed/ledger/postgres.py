@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,21 +12,8 @@ from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
 
 from seedbed.errors import AlreadyRunning
-from seedbed.ledger.base import SCHEMA_VERSION, TABLES, Ledger, Standing
+from seedbed.ledger.base import ON_TARGET, SCHEMA_VERSION, TABLES, Destination, Entry, Ledger, Standing
 from seedbed.postgres import Database, mapped
-
-_TYPES = {
-    "position": "bytea",
-    "content": "bytea",
-    "payload": "bytea",
-    "key": "text",
-    "error": "text",
-    "tokens": "int4",
-    "points": "int4",
-    "pipeline_id": "int4",
-    "destination_id": "int4",
-    "run_id": "int4",
-}
 
 
 class PostgresLedger(Ledger):
@@ -83,11 +70,23 @@ class PostgresLedger(Ledger):
             _unframed(positions), _cut(content), _cut(payload), list(struct.unpack(f">{len(points) // 4}i", points))
         )
 
-    def _bulk(self, table: str, columns: dict[str, Sequence[object]], conflict: str) -> None:
-        arrays = ", ".join(f"%s::{_TYPES[name]}[]" for name in columns)
-        sql = f"insert into {table} ({', '.join(columns)}) select * from unnest({arrays}) on conflict {conflict}"
-        with self._guard, mapped("ledger.url"), self._connection.cursor(binary=True) as cursor:
-            cursor.execute(sql.encode(), [list(values) for values in columns.values()])
+    def _put_targets(self, destination: Destination, run_id: int, entries: Sequence[Entry], update: str) -> None:
+        """Hashes go as two long values and are cut in the server: half the time of arrays of them."""
+        if not entries:
+            return
+        positions, keys, content, payload, points = map(list, zip(*entries, strict=True))
+        self._query(
+            "insert into target (destination_id, run_id, position, key, content, payload, points) "
+            "select ?, ?, position, key, substring(?::bytea from 32 * number::int - 31 for 32), "
+            "substring(?::bytea from 32 * number::int - 31 for 32), points "
+            "from unnest(?::bytea[], ?::text[], ?::int4[]) with ordinality as s (position, key, points, number) "
+            f"{ON_TARGET} {update}",
+            [destination.id, run_id, b"".join(content), b"".join(payload), positions, keys, points],
+        )
+
+    def _many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
+        with self._transaction(), self._connection.cursor() as cursor:
+            cursor.executemany(sql.replace("?", "%s").encode(), rows)
 
     def _among(self, column: str, values: Sequence[bytes]) -> tuple[str, list[object]]:
         return f"{column} = any(?::bytea[])", [list(values)]

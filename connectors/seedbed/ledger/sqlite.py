@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,9 @@ class SqliteLedger(Ledger):
         with self._guard, self._mapped():
             return self._connection.execute(sql, parameters).fetchall()
 
-    def _bulk(self, table: str, columns: dict[str, Sequence[object]], conflict: str) -> None:
-        marks = ", ".join("?" * len(columns))
-        sql = f"insert into {table} ({', '.join(columns)}) values ({marks}) on conflict {conflict}"
+    def _many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
         with self._transaction(), self._mapped():
-            self._connection.executemany(sql, zip(*columns.values(), strict=True))
+            self._connection.executemany(sql, rows)
 
     def _among(self, column: str, values: Sequence[bytes]) -> tuple[str, list[object]]:
         # As JSON, since a list of marks is bounded by SQLITE_MAX_VARIABLE_NUMBER.
