@@ -59,6 +59,7 @@ def nearest(
         if len(rows) < k:
             # The index gave up early (many dead or filtered rows), or there are no more: only a scan can tell.
             connection.execute("set local enable_indexscan = off")
+            connection.execute("set local enable_seqscan = on")
             rows = connection.execute(statement, values).fetchall()
     return rows
 
