@@ -155,6 +155,7 @@ def main() -> None:
     vectors = {name: embed(texts[:100]) for name, embed in run.items()}
     exact = vectors["sentence-transformers, fp32"]
     near = {name: float((found * exact).sum(axis=1).min()) for name, found in vectors.items()}
+    load = os.getloadavg()[0]
     speeds = measure(texts, options.rounds, run)
     kind, flags = processor()
     auto = registry.embedder("local:minilm")
@@ -166,6 +167,7 @@ def main() -> None:
         "",
         f"- {kind}, {os.cpu_count()} processors, avx512_bf16 {'avx512_bf16' in flags}, "
         f"amx_bf16 {'amx_bf16' in flags}; `auto` chose {dtype}",
+        f"- load average {load:.1f} before the rounds and {os.getloadavg()[0]:.1f} after, {options.threads} of it ours",
         f"- torch {torch.__version__}, transformers {transformers.__version__}, "
         f"sentence-transformers {sentence_transformers.__version__}",
         f"- {options.texts} texts, seed {SEED}, {lengths.min()}–{lengths.max()} tokens, mean {lengths.mean():.0f}, "
