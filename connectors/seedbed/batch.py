@@ -8,11 +8,15 @@ bytes are refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from seedbed.errors import ConfigError
+from seedbed.identity import point_id
 from seedbed.protocols import Vectors
 
 RESERVED = pa.schema(
@@ -43,6 +47,26 @@ def point_schema(dimensions: int | None, payload: pa.Schema) -> pa.Schema:
     if dimensions is not None:
         head.append(pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False))
     return pa.schema([*head, *RESERVED, *payload])
+
+
+def points(keys: Sequence[str], vectors: Vectors, payload: Mapping[str, Any] | None = None) -> pa.RecordBatch:
+    """A batch for `Sink.upsert` from canonical keys (identity.canonical_key), vectors of shape (n, dimensions) and
+    payload columns: one point a row, whose hashes are empty, for stores that no pipeline keeps in step."""
+    fields = pa.RecordBatch.from_pydict(dict(payload or {}))
+    schema = payload_schema(fields.schema, fields.schema.names)
+    count = len(keys)
+    numbers, nothing = pa.array([0] * count, pa.int32()), pa.array([""] * count, pa.string())
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array([point_id(key) for key in keys], pa.string()),
+            vectors_array(vectors),
+            pa.array(keys, pa.string()),
+            *(numbers, numbers, numbers),
+            *(nothing, nothing),
+            *(payload_column(fields.column(field.name), field.type) for field in schema),
+        ],
+        schema=point_schema(vectors.shape[1], schema),
+    )
 
 
 def payload_of(schema: pa.Schema) -> pa.Schema:

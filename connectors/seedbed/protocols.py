@@ -58,7 +58,7 @@ class Selection:
     """
 
     columns: Sequence[str]
-    page_rows: int = 4096
+    page_rows: int = 16384
     within: KeyRange | None = None
     keys: Sequence[str] | None = None
     where: str | None = None

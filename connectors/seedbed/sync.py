@@ -226,8 +226,9 @@ class _Run:
         stage = EmbeddingStage(
             self._session.embedder, self._session.cache, self._session.chunker, self._options.patience
         )
-        works = ahead(_batched(self._read(pages, spool, derive=derive)))
-        with closing(works), closing(ahead(self._intended(map(stage, works)), depth=1)) as batches:
+        read = ahead(pages, depth=1)
+        works = ahead(_batched(self._read(read, spool, derive=derive)))
+        with closing(read), closing(works), closing(ahead(self._intended(map(stage, works)), depth=1)) as batches:
             for batch in batches:
                 self._write(batch)
                 self._progress(self._report)
