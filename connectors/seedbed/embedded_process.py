@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pwd
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +70,40 @@ def command(
         return subprocess.CompletedProcess(words, done.returncode, output.read(), "")
 
 
-def check_reach(account: pwd.struct_passwd, paths: Sequence[Path], setting: str) -> None:
-    """Raises ConfigError for the first folder on the way to `paths` that `account` cannot enter."""
-    for path in paths:
-        for step in [*reversed(path.parents), path]:
-            if command(["test", "-x", str(step)], account).returncode:
-                raise ConfigError(
-                    f"{step} cannot be entered by {account.pw_name}, the account that the server"
-                    " runs as, since Postgres refuses to run as root",
-                    setting=setting,
-                    hint=f"run as an ordinary user, or use a folder open to others (chmod o+x {step})",
-                )
+_ELSEWHERE = Path("/var/lib/seedbed")
+"""Where root's servers live whose own folders their account cannot enter (below /root, say)."""
+
+_BLOCKED = 'for step; do test -x "$step" || { echo "$step"; exit 1; }; done'
+
+
+def reaches(account: pwd.struct_passwd, path: Path) -> bool:
+    """Whether `account` can enter every folder on the way to `path`, and the path itself where it exists."""
+    steps = [str(step) for step in [*reversed(path.parents), path] if step.exists()]
+    return command(["sh", "-c", _BLOCKED, "sh", *steps], account).returncode == 0
+
+
+def elsewhere(original: Path, kind: str) -> Path:
+    """A folder that every account can enter, the same for the same original."""
+    digest = hashlib.sha256(os.fsencode(original)).hexdigest()[:16]
+    return _ELSEWHERE / f"{kind}-{digest}"
+
+
+def reachable_copy(account: pwd.struct_passwd, programs: Path) -> Path:
+    """The folder of programs itself, or a copy (with what lies beside it) where `account` cannot enter it."""
+    if reaches(account, programs / "postgres"):
+        return programs
+    root = programs.parent
+    changed = int((programs / "postgres").stat().st_mtime)
+    copy = elsewhere(root, f"postgres-{changed}")
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        fresh = Path(tempfile.mkdtemp(dir=copy.parent))
+        shutil.copytree(root, fresh / "all", symlinks=True)
+        (fresh / "all").chmod(0o755)
+        with suppress(OSError):  # another process was first
+            (fresh / "all").rename(copy)
+        shutil.rmtree(fresh, ignore_errors=True)
+    return copy / programs.name
 
 
 def alive(pid: int) -> bool:

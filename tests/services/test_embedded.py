@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 
 from seedbed.embedded_postgres import Server, enable_plpython
+from seedbed.embedded_process import account_of, reachable_copy, reaches
 from seedbed.errors import ConfigError
 from seedbed.postgres import Database
 
@@ -131,11 +133,40 @@ def test_a_folder_of_another_release_is_named(server_folder: Path) -> None:
         Server(server_folder / "old")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another account")
-def test_root_is_told_which_folder_the_servers_account_cannot_enter(tmp_path: Path) -> None:
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another account")
+
+
+@as_root
+def test_a_folder_that_the_servers_account_cannot_enter_points_to_one_that_it_can(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    with pytest.raises(ConfigError, match="cannot be entered by"):
-        Server(tmp_path / "deep")
+    for _ in range(2):  # the second time, the folder was removed in between: nothing old may come back
+        server = Server(tmp_path / "deep")
+        with psycopg.connect(server.conninfo, autocommit=True) as connection:
+            connection.execute("create table once (n int)")
+        assert (tmp_path / "deep" / "server").resolve() == server.folder
+        server.close()
+        again = Server(tmp_path / "deep")
+        with psycopg.connect(again.conninfo) as connection:
+            connection.execute("select from once")
+        again.close()
+        shutil.rmtree(tmp_path / "deep")
+    shutil.rmtree(server.folder)
+
+
+@as_root
+def test_programs_that_the_servers_account_cannot_enter_are_copied(tmp_path: Path) -> None:
+    account = account_of(tmp_path / "none", "url")
+    assert account is not None
+    programs = tmp_path / "pginstall" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "postgres").write_text("#!/bin/sh\n")
+    (programs / "postgres").chmod(0o755)
+    tmp_path.chmod(0o700)
+    copied = reachable_copy(account, programs)
+    assert copied != programs
+    assert reaches(account, copied / "postgres")
+    assert reachable_copy(account, programs) == copied
+    shutil.rmtree(copied.parent)
 
 
 def test_plpython_runs_after_it_was_enabled(server_folder: Path) -> None:
