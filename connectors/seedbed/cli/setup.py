@@ -32,3 +32,20 @@ def demo(folder: Path) -> None:
     from seedbed.demo import run
 
     run(folder, click.echo)
+
+
+@cli.command()
+@click.argument("url")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, type=click.IntRange(0, 65535), show_default=True)
+@click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket, and on no port.")
+@click.option("--dimensions", type=click.IntRange(1))
+@click.option("--instruction", default="", help="Put before each document.")
+@click.option("--query-instruction", default="", help="Put before each query.")
+def serve(url: str, host: str, port: int, uds: Path | None, dimensions: int | None, **instructions: str) -> None:
+    """Serve the embedder at URL (local:minilm, say) as OpenAI's /v1/embeddings."""
+    from seedbed.server import run
+
+    settings = {**instructions, **({"dimensions": dimensions} if dimensions else {})}
+    click.echo(f"serving {url} on {f'unix:{uds}' if uds else f'http://{host}:{port}'}", err=True)
+    run(url, settings, host=host, port=port, uds=uds)

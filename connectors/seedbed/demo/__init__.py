@@ -5,14 +5,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
 from seedbed import load
 from seedbed.demo import table
 from seedbed.errors import ConfigError, Fatal
-from seedbed.postgres import Database
+from seedbed.postgres import Database, mapped
+from seedbed.retry import Patience
+from seedbed.sql import extension
 
 QUERY = "compress a file with gzip"
 FILE = """\
@@ -100,3 +108,40 @@ def _python(pipeline_file: Path, say: Say) -> None:
         say(str(hit))
         if hit["payload"]["module"] != "gzip":
             raise Fatal(f"the demo expected to find gzip, and found {hit}")
+
+
+def _sql(database: Database, folder: Path, say: Say) -> None:
+    """One SQL line, by the extension in the embedded server and a `seedbed serve` for as long as it takes."""
+    query = f"SELECT module, name FROM function_vectors ORDER BY vector <=> (SELECT seedbed.embed('{QUERY}')) LIMIT 3"
+    try:
+        extension.install_embedded(folder / "postgres")
+    except ConfigError as error:
+        say(f"\n(SQL is left out: {error})")
+        return
+    with _serving() as address, database.connect() as connection:
+        extension.create(connection, address)
+        say(f"\n$ seedbed serve local:minilm --uds {address.removeprefix('unix:')} &\npostgres=# {query};")
+        rows = Patience(attempts=240, first=0.25, most=0.5).run(partial(_ask, connection, query))
+    for row in rows:
+        say(" | ".join(row))
+    if rows[0][0] != "gzip":
+        raise Fatal(f"the demo expected to find gzip, and found {rows}")
+
+
+def _ask(connection: Connection[TupleRow], query: str) -> list[TupleRow]:
+    """Raises Transient while the embedding server loads its model."""
+    with mapped("demo"):
+        return connection.execute(query.encode()).fetchall()
+
+
+@contextmanager
+def _serving() -> Iterator[str]:
+    """The address of an embedding server; its socket is where the database's account can reach it."""
+    with tempfile.TemporaryDirectory(prefix="seedbed-") as folder:
+        Path(folder).chmod(0o755)
+        path = f"{folder}/embed.sock"
+        with subprocess.Popen([sys.executable, "-m", "seedbed", "serve", "local:minilm", "--uds", path]) as server:
+            try:
+                yield f"unix:{path}"
+            finally:
+                server.terminate()

@@ -1,0 +1,119 @@
+"""Dynamic batching: one thread owns the embedder, and what waits while it works goes into its next call."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from seedbed.content import Content, Kind
+from seedbed.errors import ContentsRefused, RowError, SeedbedError, Transient
+from seedbed.protocols import Embedder, Vectors
+
+
+@dataclass(slots=True)
+class _Job:
+    contents: list[Content]
+    kind: Kind
+    answer: Future[Vectors] = field(default_factory=Future)
+
+
+class Busy(Transient):
+    """The queue is full: the caller should try again."""
+
+    code = "busy"
+
+
+class Batcher:
+    """`make` is called in the worker's thread, so that loading a model keeps nobody from listening.
+
+    At most `contents` in one call of the embedder, at most `waiting` callers in the queue.
+    """
+
+    def __init__(self, make: Callable[[], Embedder], *, contents: int = 512, waiting: int = 1024) -> None:
+        self._make = make
+        self._contents = contents
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(waiting)
+        self._thread = threading.Thread(target=self._work, name="seedbed-embedder", daemon=True)
+        self.embedder: Embedder | None = None
+        self.ready = threading.Event()
+        self.failure: SeedbedError | None = None
+
+    def start(self, on_failure: Callable[[], None] = lambda: None) -> None:
+        self._on_failure = on_failure
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answers what waits, then ends."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def submit(self, contents: list[Content], kind: Kind) -> Future[Vectors]:
+        """The future raises RowError for contents that the model refuses. Raises Busy at once where too many wait."""
+        job = _Job(contents, kind)
+        try:
+            self._jobs.put_nowait(job)
+        except queue.Full:
+            raise Busy("too many requests wait", hint="try again in a second") from None
+        return job.answer
+
+    # --- the worker ---------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            self.embedder = self._make()
+            self.embedder.embed([Content.of("warm")])
+        except SeedbedError as error:
+            self.failure = error
+            self._on_failure()
+            return
+        self.ready.set()
+        held: _Job | None = None
+        while True:
+            first = held or self._jobs.get()
+            if first is None:
+                break
+            jobs, held = self._gather(first)
+            self._answer(self.embedder, jobs)
+        self.embedder.close()
+
+    def _gather(self, first: _Job) -> tuple[list[_Job], _Job | None]:
+        """What waits of the same kind, up to the most for one call; and the first that did not fit."""
+        jobs, count = [first], len(first.contents)
+        while count < self._contents:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                self._jobs.put(None)
+                break
+            if job.kind != first.kind or count + len(job.contents) > self._contents:
+                return jobs, job
+            jobs.append(job)
+            count += len(job.contents)
+        return jobs, None
+
+    @staticmethod
+    def _answer(embedder: Embedder, jobs: Sequence[_Job]) -> None:
+        contents = [content for job in jobs for content in job.contents]
+        refused: dict[int, str] = {}
+        try:
+            vectors = embedder.embed(contents, jobs[0].kind)
+        except ContentsRefused as error:
+            vectors, refused = error.vectors, error.refused
+        except Exception as error:  # noqa: BLE001 - whatever it is, each caller must hear of it
+            for job in jobs:
+                job.answer.set_exception(error)
+            return
+        start = 0
+        for job in jobs:
+            end = start + len(job.contents)
+            bad = next((number for number in range(start, end) if number in refused), None)
+            if bad is None:
+                job.answer.set_result(vectors[start:end])
+            else:
+                job.answer.set_exception(RowError(f"input {bad - start}: {refused[bad]}"))
+            start = end
