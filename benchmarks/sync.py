@@ -37,9 +37,8 @@ def fill(connection: psycopg.Connection, rows: int) -> None:
 def plain_url(database: Database) -> str:
     """The embedded server as any other, so that starting and sharing it is not measured."""
     known = conninfo_to_dict(database.conninfo)
-    return f"postgresql:///{known['dbname']}?" + urlencode(
-        {n: str(known[n]) for n in ("host", "user", "port") if n in known}
-    )
+    rest = {name: str(known.get(name, "")) for name in ("host", "user", "port")}
+    return f"postgresql:///{known['dbname']}?{urlencode(rest)}"
 
 
 def sync(pipeline: Pipeline) -> int:

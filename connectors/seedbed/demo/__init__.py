@@ -140,7 +140,8 @@ def _serving() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="seedbed-") as folder:
         Path(folder).chmod(0o755)
         path = f"{folder}/embed.sock"
-        with subprocess.Popen([sys.executable, "-m", "seedbed", "serve", "local:minilm", "--uds", path]) as server:
+        command = [sys.executable, "-m", "seedbed", "serve", "local:minilm", "--uds", path]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
             try:
                 yield f"unix:{path}"
             finally:
