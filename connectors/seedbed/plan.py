@@ -12,6 +12,7 @@ from seedbed.protocols import CanCountTokens, Selection
 from seedbed.report import PlanReport
 from seedbed.retry import Patience
 from seedbed.session import Outlet, Session
+from seedbed.sinks.checks import check_fit
 
 
 def plan(session: Session) -> PlanReport:
@@ -45,11 +46,14 @@ def plan(session: Session) -> PlanReport:
 
 
 def _destination(session: Session, pipeline: int | None, outlet: Outlet) -> Destination | None:
-    """What the ledger knows of this sink, unless the collection itself is not there (any more)."""
+    """What the ledger knows of this sink, unless the collection itself is not there (any more). Raises Refused
+    where it does not fit; a sink that is down does not stop a plan."""
     with suppress(ServiceError):
-        if session.open_sink(outlet.config).describe() is None:
+        found = session.open_sink(outlet.config).describe()
+        if found is None:
             return None
-    return session.ledger.destination(pipeline, outlet.config.name, "v1")
+        check_fit(found, outlet.spec)
+    return session.ledger.destination(pipeline, outlet.config.name)
 
 
 def _add(report: PlanReport, found: PageDiff) -> None:

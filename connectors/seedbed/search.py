@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from seedbed.content import Content
 from seedbed.declaration import SinkConfig
-from seedbed.errors import ConfigError
+from seedbed.errors import ConfigError, Refused
 from seedbed.identity import show_key
 from seedbed.protocols import Hit, Sink, Vectors
 from seedbed.session import Session
@@ -34,6 +34,13 @@ def search(
     if spec is None:
         raise ConfigError(
             f"there is no collection {config.collection!r} yet", setting="sink.collection", hint="run `seedbed sync`"
+        )
+    if spec.space != session.embedder.space:
+        raise Refused(
+            f"the collection {config.collection!r} holds {spec.space}, the pipeline's embedder makes "
+            f"{session.embedder.space}: they cannot be compared",
+            setting="embedder",
+            hint="search with the embedder that the collection was made with",
         )
     wanted = {name: _typed(spec.payload, name, value) for name, value in (filter or {}).items()}
     if tenant is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+from seedbed.declaration import SinkConfig
 from seedbed.errors import SeedbedError
 from seedbed.identity import show_key
 from seedbed.session import Session
+from seedbed.sinks.checks import check_fit
 
 
 def status(session: Session) -> dict[str, Any]:
@@ -21,8 +24,8 @@ def status(session: Session) -> dict[str, Any]:
         "sinks": {
             sink.name: {
                 "collection": sink.collection,
-                "rows": ledger.count(ledger.destination(pipeline, sink.name, "v1")),
-                "in_doubt": len(ledger.unknown(ledger.destination(pipeline, sink.name, "v1"))),
+                "rows": ledger.count(ledger.destination(pipeline, sink.name)),
+                "in_doubt": len(ledger.unknown(ledger.destination(pipeline, sink.name))),
             }
             for sink in session.declaration.sink
         },
@@ -64,16 +67,17 @@ def doctor(session: Session) -> list[Check]:
         _check("ledger", lambda: f"version fits, {len(session.ledger.runs(_pipeline(session)))} recent runs"),
         _check("cache", lambda: "usable" if session.cache is not None else "will be created"),
     ]
-    for config in session.declaration.sink:
-
-        def look(config: Any = config) -> str:
-            found = session.open_sink(config).describe()
-            if found is None:
-                return f"{config.collection} will be created"
-            return f"{config.collection} stands, pipeline {found.pipeline}, space {found.space}"
-
-        checks.append(_check(f"sink {config.name}", look))
+    checks += [_check(f"sink {config.name}", partial(_look, session, config)) for config in session.declaration.sink]
     return checks
+
+
+def _look(session: Session, config: SinkConfig) -> str:
+    found = session.open_sink(config).describe()
+    if found is None:
+        return f"{config.collection} will be created"
+    wanted = next(outlet.spec for outlet in session.outlets if outlet.config is config)
+    check_fit(found, wanted)
+    return f"{config.collection} stands and fits"
 
 
 def _pipeline(session: Session) -> int | None:

@@ -188,6 +188,10 @@ def test_another_space_is_refused(make: Make) -> None:
     with pytest.raises(Refused, match="hash-32") as caught:
         make(embedder={"url": "hash:64"}).sync()
     assert "hash-64" in str(caught.value)
+    with pytest.raises(Refused, match="hash-32"):
+        make(embedder={"url": "hash:64"}).plan()
+    with pytest.raises(Refused, match="hash-32"):
+        make(embedder={"url": "hash:64"}).search("words")
 
 
 def test_two_runs_at_once(make: Make, tmp_path: Path) -> None:

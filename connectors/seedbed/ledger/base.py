@@ -200,21 +200,24 @@ class Ledger(abc.ABC):
 
     # --- destinations -------------------------------------------------------------------------------
 
-    def destination(self, pipeline_id: int | None, sink: str, version: str) -> Destination | None:
+    def destination(self, pipeline_id: int | None, sink: str) -> Destination | None:
+        """The version that the last run wrote to; None where none ever did."""
         found = self._query(
-            "select id from destination where pipeline_id = ? and sink = ? and version = ?",
-            [pipeline_id, sink, version],
+            "select id, sink, version from destination where pipeline_id = ? and sink = ? order by id desc limit 1",
+            [pipeline_id, sink],
         )
-        return Destination(int(found[0][0]), sink, version) if found else None
+        return Destination(*found[0]) if found else None
 
     def add_destination(self, pipeline_id: int, sink: str, version: str, space: Space) -> Destination:
         self._query(
             "insert into destination (pipeline_id, sink, version, space) values (?, ?, ?, ?) on conflict do nothing",
             [pipeline_id, sink, version, space.to_json()],
         )
-        made = self.destination(pipeline_id, sink, version)
-        assert made is not None
-        return made
+        found = self._query(
+            "select id from destination where pipeline_id = ? and sink = ? and version = ?",
+            [pipeline_id, sink, version],
+        )
+        return Destination(int(found[0][0]), sink, version)
 
     def count(self, destination: Destination | None) -> int:
         if destination is None:
