@@ -89,21 +89,22 @@ def elsewhere(original: Path, kind: str) -> Path:
 
 
 def reachable_copy(account: pwd.struct_passwd, programs: Path) -> Path:
-    """The folder of programs itself, or a copy (with what lies beside it) where `account` cannot enter it."""
+    """A wheel's `PACKAGE/pginstall/bin` itself, or a copy where `account` cannot enter it. What the wheel put beside
+    the package (`PACKAGE.libs`, which the programs look for from where they lie) is copied too."""
     if reaches(account, programs / "postgres"):
         return programs
-    root = programs.parent
-    changed = int((programs / "postgres").stat().st_mtime)
-    copy = elsewhere(root, f"postgres-{changed}")
+    package = programs.parents[1]
+    copy = elsewhere(package, f"postgres-{int((programs / 'postgres').stat().st_mtime)}")
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         fresh = Path(tempfile.mkdtemp(dir=copy.parent))
-        shutil.copytree(root, fresh / "all", symlinks=True)
-        (fresh / "all").chmod(0o755)
+        for part in package.parent.glob(f"{package.name}*"):
+            shutil.copytree(part, fresh / part.name, symlinks=True)
+        fresh.chmod(0o755)
         with suppress(OSError):  # another process was first
-            (fresh / "all").rename(copy)
+            fresh.rename(copy)
         shutil.rmtree(fresh, ignore_errors=True)
-    return copy / programs.name
+    return copy / programs.relative_to(package.parent)
 
 
 def alive(pid: int) -> bool:

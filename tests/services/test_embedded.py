@@ -157,16 +157,18 @@ def test_a_folder_that_the_servers_account_cannot_enter_points_to_one_that_it_ca
 def test_programs_that_the_servers_account_cannot_enter_are_copied(tmp_path: Path) -> None:
     account = account_of(tmp_path / "none", "url")
     assert account is not None
-    programs = tmp_path / "pginstall" / "bin"
+    programs = tmp_path / "wheel" / "pginstall" / "bin"
     programs.mkdir(parents=True)
+    (tmp_path / "wheel.libs").mkdir()
     (programs / "postgres").write_text("#!/bin/sh\n")
     (programs / "postgres").chmod(0o755)
     tmp_path.chmod(0o700)
     copied = reachable_copy(account, programs)
     assert copied != programs
     assert reaches(account, copied / "postgres")
+    assert reaches(account, copied.parents[2] / "wheel.libs")
     assert reachable_copy(account, programs) == copied
-    shutil.rmtree(copied.parent)
+    shutil.rmtree(copied.parents[2])
 
 
 def test_plpython_runs_after_it_was_enabled(server_folder: Path) -> None:
