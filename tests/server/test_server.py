@@ -76,11 +76,11 @@ def free_port() -> str:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     port = free_port()
-    process = start("hash:32?refuse=poison&latency=0.05", "--port", port)
+    process = start("hash:32?refuse=poison&nan=notfinite&latency=0.05", "--port", port)
     wait(port, process)
     yield port
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == -signal.SIGTERM
+    assert process.wait(20) == 0
 
 
 def expected(*texts: str) -> Any:
@@ -99,6 +99,7 @@ def test_openais_client_reads_it(server: str) -> None:
         ]
         np.testing.assert_allclose(vectors, expected("one", "two"), atol=1e-7)
     assert answer.usage.total_tokens == 2
+    assert answer.model == "any"
 
 
 def test_raw_float32_by_accept(server: str) -> None:
@@ -128,18 +129,29 @@ def test_callers_share_calls(server: str) -> None:
         ({}, 400, "input"),
         ({"input": []}, 400, "input"),
         ({"input": [1]}, 400, "input"),
-        ({"input": ["a", ""]}, 400, "input"),
+        ({"input": ["a", " \n"]}, 400, "input"),
         ({"input": "a", "dimensions": 7}, 400, "dimensions"),
         ({"input": "a", "kind": "both"}, 400, "kind"),
         ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format"),
         ({"input": ["fine", "poison"]}, 422, "input"),
-        (b'"' + b"x" * (17 << 20) + b'"', 400, None),
+        ({"input": ["fine", "notfinite"]}, 422, "input"),
+        (b'"' + b"x" * (17 << 20) + b'"', 413, None),
     ],
 )
 def test_bad_requests_are_named(server: str, body: Any, status: int, param: str | None) -> None:
     answered, text, _ = ask(server, body)
     assert answered == status
     assert json.loads(text)["error"]["param"] == param
+
+
+def test_other_places_and_methods_answer_in_the_same_form(server: str) -> None:
+    for method, path, status in (("GET", "/v1/embeddings", 405), ("POST", "/v1/chat", 404)):
+        connection = connect(server)
+        connection.request(method, path)
+        response = connection.getresponse()
+        assert response.status == status
+        assert path in json.loads(response.read())["error"]["message"]
+        connection.close()
 
 
 def test_one_callers_poison_is_his_alone(server: str) -> None:
@@ -154,21 +166,57 @@ def test_a_unix_socket_and_a_graceful_stop() -> None:
         address = f"unix:{folder}/s"
         process = start("hash:32?latency=0.5", "--uds", f"{folder}/s")
         wait(address, process)
+        second = refused("hash:32", "--uds", f"{folder}/s")
+        assert "listens on" in second
+        assert Path(folder, "s").stat().st_mode & 0o777 == 0o666
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(ask, address, {"input": "late"})
             time.sleep(0.2)
             process.send_signal(signal.SIGTERM)
             assert asked.result()[0] == 200
-        assert process.wait(20) == -signal.SIGTERM
+        assert process.wait(20) == 0
+
+
+def refused(*arguments: str) -> str:
+    """What a server says that does not start."""
+    done = subprocess.run(
+        [sys.executable, "-m", "seedbed", "serve", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
+def test_a_stop_does_not_wait_for_a_model_that_is_being_loaded() -> None:
+    port = free_port()
+    process = start("hash:8?latency=30", "--port", port)
+    for _ in range(200):
+        with socket.socket() as trial:
+            if trial.connect_ex(("127.0.0.1", int(port))) == 0:
+                break
+        time.sleep(0.05)
+    assert ask(port, {"input": "early"})[0] == 503
+    process.terminate()
+    assert process.wait(10) == 0
 
 
 def test_a_model_that_cannot_load_ends_the_server(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "seedbed", "serve", f"local:{tmp_path}/none", "--port", free_port()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "none" in done.stderr
+    assert "none" in refused(f"local:{tmp_path}/none", "--port", free_port())
+
+
+def test_an_address_that_cannot_be_had_is_named(server: str, tmp_path: Path) -> None:
+    assert "--port" in refused("hash:8", "--port", server)
+    assert "--uds" in refused("hash:8", "--uds", str(tmp_path / "none" / "s"))
+    (tmp_path / "file").write_text("kept")
+    assert "no socket" in refused("hash:8", "--uds", str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_the_socket_of_a_server_that_was_killed_is_taken_over() -> None:
+    with tempfile.TemporaryDirectory(prefix="seedbed-") as folder:
+        path = Path(folder, "s")
+        for end in (signal.SIGKILL, signal.SIGINT):
+            process = start("hash:8", "--uds", str(path))
+            wait(f"unix:{path}", process)
+            process.send_signal(end)
+            assert process.wait(20) == (-end if end == signal.SIGKILL else 0)
+        assert not path.exists()

@@ -37,7 +37,7 @@ def demo(folder: Path) -> None:
 @cli.command()
 @click.argument("url")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8000, type=click.IntRange(0, 65535), show_default=True)
+@click.option("--port", default=8000, type=click.IntRange(1, 65535), show_default=True)
 @click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket, and on no port.")
 @click.option("--dimensions", type=click.IntRange(1))
 @click.option("--instruction", default="", help="Put before each document.")

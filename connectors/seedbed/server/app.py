@@ -10,12 +10,13 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from seedbed.content import Content, Kind
-from seedbed.errors import ConfigError, RowError, SeedbedError
+from seedbed.errors import ConfigError, RowError, SeedbedError, Transient
 from seedbed.protocols import CanCountTokens, Embedder, Vectors
 from seedbed.server.batching import Batcher, Busy
 
@@ -29,8 +30,13 @@ class _Invalid(ConfigError):
     code = "invalid_request"
 
 
+class _TooLarge(_Invalid):
+    code = "request_too_large"
+
+
 def create_app(batcher: Batcher, model: str) -> Starlette:
-    """The application around a batcher that its lifespan starts and stops."""
+    """The application around a started batcher, which ends with it. `model` is what answers name where the
+    request names none."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -39,7 +45,7 @@ def create_app(batcher: Batcher, model: str) -> Starlette:
 
     async def embeddings(request: Request) -> Response:
         try:
-            texts, kind, encoding, asked = _read(await _body(request))
+            texts, kind, encoding, asked, named = _read(await _body(request))
             if not batcher.ready.is_set() or batcher.embedder is None:
                 return _error(503, "the model is being loaded", "not_ready", headers={"Retry-After": "1"})
             dimensions = batcher.embedder.space.dimensions
@@ -47,12 +53,14 @@ def create_app(batcher: Batcher, model: str) -> Starlette:
                 raise _Invalid(f"this server gives {dimensions} dimensions, not {asked}", setting="dimensions")
             contents = [Content.of(text) for text in texts]
             vectors = await asyncio.wrap_future(batcher.submit(contents, kind))
+            if RAW in request.headers.get("accept", ""):
+                return _raw(vectors)
+            tokens = await asyncio.to_thread(_tokens, batcher.embedder, contents, kind)
+            return _openai(vectors, named or model, encoding, tokens)
         except SeedbedError as error:
             return _refusal(error)
-        if RAW in request.headers.get("accept", ""):
-            return _raw(vectors)
-        tokens = await asyncio.to_thread(_tokens, batcher.embedder, contents, kind)
-        return _openai(vectors, model, encoding, tokens)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
 
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -67,20 +75,26 @@ def create_app(batcher: Batcher, model: str) -> Starlette:
         Route("/healthz", healthz),
         Route("/readyz", readyz),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_such_place})
+
+
+async def _no_such_place(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return _error(error.status_code, message, "not_found", headers=dict(error.headers or {}))
 
 
 async def _body(request: Request) -> bytes:
-    """Raises _Invalid as soon as more than MOST_BYTES have come, whatever Content-Length says."""
+    """Raises _TooLarge as soon as more than MOST_BYTES have come, whatever Content-Length says."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > MOST_BYTES:
-            raise _Invalid(f"the request is larger than {MOST_BYTES:,} bytes", hint="send fewer inputs at once")
+            raise _TooLarge(f"the request is larger than {MOST_BYTES:,} bytes", hint="send fewer inputs at once")
     return bytes(body)
 
 
-def _read(body: bytes) -> tuple[list[str], Kind, str, int | None]:
+def _read(body: bytes) -> tuple[list[str], Kind, str, int | None, str | None]:
     try:
         asked: Any = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -93,15 +107,16 @@ def _read(body: bytes) -> tuple[list[str], Kind, str, int | None]:
         raise _Invalid("`input` must be a string or a list of strings", setting="input")
     if len(texts) > MOST_INPUTS:
         raise _Invalid(f"{len(texts)} inputs are more than {MOST_INPUTS}", setting="input")
-    if "" in texts:
-        raise _Invalid("an input is empty", setting="input")
+    if any(not text.strip() for text in texts):
+        raise _Invalid("an input is empty", setting="input", hint="leave it out")
     kind = asked.get("kind", "document")
     if kind not in ("document", "query"):
         raise _Invalid("`kind` must be document or query", setting="kind")
     encoding = asked.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise _Invalid("`encoding_format` must be float or base64", setting="encoding_format")
-    return texts, kind, encoding, asked.get("dimensions")
+    named = asked.get("model")
+    return texts, kind, encoding, asked.get("dimensions"), named if isinstance(named, str) else None
 
 
 def _raw(vectors: Vectors) -> Response:
@@ -133,12 +148,16 @@ def _openai(vectors: Vectors, model: str, encoding: str, tokens: int) -> Respons
 
 def _refusal(error: SeedbedError) -> Response:
     match error:
+        case _TooLarge():
+            return _error(413, error.message, error.code)
         case _Invalid():
             return _error(400, error.message, error.code, error.setting)
         case RowError():
             return _error(422, error.message, "input_refused", "input")
         case Busy():
             return _error(429, error.message, error.code, headers={"Retry-After": "1"})
+        case Transient():
+            return _error(503, error.message, error.code, headers={"Retry-After": "1"})
         case _:
             return _error(502, error.message, error.code)
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from seedbed.content import Content, Kind
-from seedbed.errors import ContentsRefused, RowError, SeedbedError, Transient
+from seedbed.errors import ContentsRefused, Fatal, RowError, SeedbedError, Transient
 from seedbed.protocols import Embedder, Vectors
 
 
@@ -37,18 +39,20 @@ class Batcher:
         self._contents = contents
         self._jobs: queue.Queue[_Job | None] = queue.Queue(waiting)
         self._thread = threading.Thread(target=self._work, name="seedbed-embedder", daemon=True)
+        self._ending = False
         self.embedder: Embedder | None = None
         self.ready = threading.Event()
         self.failure: SeedbedError | None = None
 
     def start(self, on_failure: Callable[[], None] = lambda: None) -> None:
+        """Begins to load the embedder. `on_failure` is called once `failure` says why that did not work."""
         self._on_failure = on_failure
         self._thread.start()
 
     def stop(self) -> None:
-        """Answers what waits, then ends."""
+        """Answers what waits, then ends. A model that is still being loaded is not waited for."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(None if self.ready.is_set() else 0.1)
 
     def submit(self, contents: list[Content], kind: Kind) -> Future[Vectors]:
         """The future raises RowError for contents that the model refuses. Raises Busy at once where too many wait."""
@@ -65,18 +69,21 @@ class Batcher:
         try:
             self.embedder = self._make()
             self.embedder.embed([Content.of("warm")])
-        except SeedbedError as error:
-            self.failure = error
+        except Exception as error:  # noqa: BLE001 - else nobody would hear of it, and the server wait for ever
+            self.failure = _ours(error, "the embedder cannot be loaded")
             self._on_failure()
             return
         self.ready.set()
         held: _Job | None = None
-        while True:
+        while not self._ending or held is not None:
             first = held or self._jobs.get()
             if first is None:
                 break
             jobs, held = self._gather(first)
-            self._answer(self.embedder, jobs)
+            # A caller that has gone meanwhile is left out; from here on its future cannot be cancelled.
+            jobs = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
+            if jobs:
+                self._answer(self.embedder, jobs)
         self.embedder.close()
 
     def _gather(self, first: _Job) -> tuple[list[_Job], _Job | None]:
@@ -88,7 +95,7 @@ class Batcher:
             except queue.Empty:
                 break
             if job is None:
-                self._jobs.put(None)
+                self._ending = True
                 break
             if job.kind != first.kind or count + len(job.contents) > self._contents:
                 return jobs, job
@@ -105,9 +112,16 @@ class Batcher:
         except ContentsRefused as error:
             vectors, refused = error.vectors, error.refused
         except Exception as error:  # noqa: BLE001 - whatever it is, each caller must hear of it
+            if len(jobs) > 1 and not isinstance(error, SeedbedError):
+                # One caller's contents, or their sum (no memory left): each gets an answer of his own.
+                for job in jobs:
+                    Batcher._answer(embedder, [job])
+                return
             for job in jobs:
-                job.answer.set_exception(error)
+                job.answer.set_exception(_ours(error, "the embedder failed"))
             return
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+        refused = {**dict.fromkeys(broken, "the model answered with NaN or infinite numbers"), **refused}
         start = 0
         for job in jobs:
             end = start + len(job.contents)
@@ -117,3 +131,11 @@ class Batcher:
             else:
                 job.answer.set_exception(RowError(f"input {bad - start}: {refused[bad]}"))
             start = end
+
+
+def _ours(error: Exception, words: str) -> SeedbedError:
+    if isinstance(error, SeedbedError):
+        return error
+    found = Fatal(f"{words}: {type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found
