@@ -51,7 +51,13 @@ def test_what_waits_goes_together_by_kind_and_up_to_the_most() -> None:
     while not embedder.calls:
         pass
     asked: list[tuple[str, Kind]] = [("a b", "document"), ("c", "document"), ("d e", "document"), ("f", "query")]
-    rest = [batcher.submit(texts(*words.split()), kind) for words, kind in asked]
+    waiting: list[tuple[list[Content], Kind]] = [
+        (texts("a", "b"), "document"),
+        (texts("c"), "document"),
+        (texts("d", "e"), "document"),
+        (texts("f"), "query"),
+    ]
+    rest = [batcher.submit(contents, kind) for contents, kind in waiting]
     embedder.go.set()
     batcher.stop()
     assert embedder.calls == [(1, "document"), (3, "document"), (2, "document"), (1, "query")]
