@@ -50,7 +50,6 @@ def test_what_waits_goes_together_by_kind_and_up_to_the_most() -> None:
     first = batcher.submit(texts("first"), "document")
     while not embedder.calls:
         pass
-    asked: list[tuple[str, Kind]] = [("a b", "document"), ("c", "document"), ("d e", "document"), ("f", "query")]
     waiting: list[tuple[list[Content], Kind]] = [
         (texts("a", "b"), "document"),
         (texts("c"), "document"),
