@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -28,17 +28,25 @@ def sources() -> Path:
 
 
 def lay(folder: Path) -> None:
-    """Puts the extension's files into a server's extension folder, the path of its Python file filled in."""
-    origin = sources()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _FILES:
-        if name.endswith(".in"):
-            text = (origin / name).read_text(encoding="utf-8").replace("@UDF@", str(folder / "seedbed_udf.py"))
-            (folder / name.removesuffix(".in")).write_text(text, encoding="utf-8")
-        else:
-            shutil.copyfile(origin / name, folder / name)
-    for file in folder.iterdir():
-        file.chmod(0o644)
+    """Puts the extension's files into a server's extension folder (`$(pg_config --sharedir)/extension`), the path of
+    its Python file filled in: what `make install` does, without make. Raises ConfigError where that may not be."""
+    origin, folder = sources(), folder.absolute()
+    # Python reads the path from inside of a body quoted by dollars.
+    path = ascii(str(folder / "seedbed_udf.py")).replace("$", "\\x24")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            target = folder / name.removesuffix(".in")
+            text = (origin / name).read_text(encoding="utf-8")
+            # Beside and renamed: a session that opens it meanwhile reads one of the two whole.
+            fresh = folder / f"{target.name}.{os.getpid()}"
+            fresh.write_text(text.replace('"@UDF@"', path), encoding="utf-8")
+            fresh.chmod(0o644)
+            fresh.replace(target)
+    except OSError as error:
+        raise ConfigError(
+            f"the extension cannot be laid into {folder}: {error.strerror}", hint="run as the account that owns it"
+        ) from error
 
 
 def install_embedded(directory: Path) -> None:
@@ -60,7 +68,6 @@ def create(connection: Connection[TupleRow], address: str) -> None:
     Raises ConfigError or Fatal where the files are not installed or the role is no superuser.
     """
     with mapped("url"):
-        connection.execute("create schema if not exists seedbed")
         connection.execute("create extension if not exists seedbed cascade")
         connection.execute(
             "insert into seedbed.endpoint values ('default', %s) "
