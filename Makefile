@@ -11,7 +11,7 @@ CODE := connectors tests dags benchmarks udf
 demo: $(READY)
 	$(BIN)/seedbed demo seedbed-demo
 
-test: $(READY) wheel
+test: $(READY)
 	bash tests/services/debian_postgres.sh
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
@@ -29,12 +29,13 @@ soak: $(READY)
 	$(BIN)/python benchmarks/minilm.py | tee benchmarks/minilm.md
 	$(BIN)/python benchmarks/noop_scan.py | tee benchmarks/noop_scan.md
 
-# Tests install this wheel once, to see that what users get is whole.
+# Tests build and install one too, to see that what users get is whole.
 wheel: $(READY)
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 $(READY): pyproject.toml constraints/py311.txt
+	sh tools/debian_python.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --constraint constraints/py311.txt --editable '.[all,dev]'
 	touch $@
