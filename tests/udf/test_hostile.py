@@ -47,9 +47,11 @@ def answering(body: bytes, count: str | None = "1", dimensions: str | None = Non
         listening.daemon_threads = True
         thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
         thread.start()
-        yield f"http://127.0.0.1:{listening.server_address[1]}", asked
-        listening.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listening.server_address[1]}", asked
+        finally:
+            listening.shutdown()
+            thread.join()
 
 
 def ask_of(db: Connection, address: str) -> None:
@@ -120,11 +122,12 @@ def trickling(listening: socket.socket) -> None:
         connection, _ = listening.accept()
         try:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-            while True:
+            for _ in range(150):
                 connection.sendall(b"x")
                 time.sleep(0.02)
         except OSError:
-            connection.close()
+            pass
+        connection.close()
 
     threading.Thread(target=trickle, daemon=True).start()
 
@@ -143,10 +146,16 @@ def test_no_wait_outlasts_the_timeout(
         listening.bind(str(path))
         path.chmod(0o666)
         hang(listening)
+        # Should nothing cancel it, the server's end does.
+        end = threading.Timer(3, listening.shutdown, [socket.SHUT_RDWR])
+        end.start()
         db.execute("set statement_timeout = '300ms'")
         started = time.perf_counter()
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            db.execute("select seedbed.embed(repeat('a', %s))", [length])
-        assert time.perf_counter() - started < 0.8
-    while HELD:
-        HELD.pop().close()
+        try:
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                db.execute("select seedbed.embed(repeat('a', %s))", [length])
+            assert time.perf_counter() - started < 0.8
+        finally:
+            end.cancel()
+            while HELD:
+                HELD.pop().close()

@@ -80,6 +80,13 @@ def test_a_role_needs_the_right_and_nothing_more(db: Connection) -> None:
     db.execute("drop role plain")
 
 
+def test_functions_are_labelled_as_they_behave(db: Connection) -> None:
+    labels = db.execute(
+        "select provolatile, proparallel, proisstrict, proconfig from pg_proc where oid = 'seedbed.embed'::regproc"
+    ).fetchone()
+    assert labels == ("s", "u", True, ["search_path=pg_catalog, pg_temp"])
+
+
 def test_a_setting_names_an_endpoint_and_never_an_address(db: Connection, address: str) -> None:
     db.execute("set seedbed.endpoint = 'unix:/tmp/elsewhere'")
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="there is no endpoint") as caught:
