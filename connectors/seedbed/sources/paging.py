@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from seedbed.batch import numbers_of
 from seedbed.errors import Fatal
 from seedbed.identity import KeyRange
 from seedbed.protocols import Page
@@ -66,7 +67,7 @@ def _keys(texts: list[pa.Array]) -> list[str]:
 
 def _positions(column: pa.Array, *, final: bool) -> list[bytes]:
     if pa.types.is_integer(column.type):
-        biased = column.cast(pa.int64()).to_numpy(zero_copy_only=False).view(np.uint64) ^ np.uint64(1 << 63)
+        biased = numbers_of(column.cast(pa.int64())).view(np.uint64) ^ np.uint64(1 << 63)
         raw: list[bytes] = biased.astype(">u8").view("V8").tolist()
         return raw
     texts: list[bytes] = column.cast(pa.binary()).to_pylist()
