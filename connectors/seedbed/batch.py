@@ -88,7 +88,7 @@ def vectors_of(batch: pa.RecordBatch, column: str = "vector") -> Vectors:
     return flat.reshape(len(array), array.type.list_size)
 
 
-_NUMBERS = {pa.int64(): np.dtype(np.int64), pa.float32(): np.dtype(np.float32)}
+_NUMBERS: dict[Any, np.dtype[Any]] = {pa.int64(): np.dtype(np.int64), pa.float32(): np.dtype(np.float32)}
 
 
 def numbers_of(array: pa.Array) -> npt.NDArray[Any]:

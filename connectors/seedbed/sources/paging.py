@@ -60,9 +60,8 @@ def _keys(texts: list[pa.Array]) -> list[str]:
     if any(pc.any(pc.match_substring_regex(text, _ESCAPED)).as_py() for text in texts):
         rows = zip(*(text.to_pylist() for text in texts), strict=True)
         return [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
-    inner = texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, '","')
-    keys: list[str] = pc.binary_join_element_wise('["', inner, '"]', "").to_pylist()
-    return keys
+    rows = zip(*(text.to_pylist() for text in texts), strict=True)
+    return ['["' + '","'.join(row) + '"]' for row in rows]
 
 
 def _positions(column: pa.Array, *, final: bool) -> list[bytes]:
