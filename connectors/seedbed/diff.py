@@ -132,10 +132,11 @@ class Differ:
             staying |= {page.positions[index] for index in empty}
         needs = [self._need(number, page, hashes, empty, staying, result) for number in range(len(self._destinations))]
         result.unchanged = len(page.keys) - len(empty)
+        if not any(any(need.what) for need in needs):
+            return result
         wanted = [index for index, whats in enumerate(zip(*(need.what for need in needs), strict=True)) if any(whats)]
-        if wanted:
-            self._classify(wanted, needs, result)
-            result.work = _work(page, texts, hashes, needs, wanted)
+        self._classify(wanted, needs, result)
+        result.work = _work(page, texts, hashes, needs, wanted)
         return result
 
     def _note_failures(self, page: Page, hashes: list[bytes], empty: set[int], result: PageDiff) -> None:

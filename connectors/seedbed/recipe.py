@@ -111,8 +111,7 @@ class Recipe:
         """identity.content_hash of `Content.of(text)` each; the frame is written out, since every row of every
         run comes by here."""
         head, sha256, pack = self._chunker + b"T", hashlib.sha256, struct.Struct("<Q").pack
-        encoded = [text.encode() for text in texts]
-        return [sha256(b"".join((head, pack(len(raw)), raw))).digest() for raw in encoded]
+        return [sha256(head + pack(len(raw)) + raw).digest() for raw in map(str.encode, texts)]
 
 
 class PayloadRecipe:

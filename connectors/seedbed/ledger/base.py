@@ -145,6 +145,8 @@ class Ledger(abc.ABC):
         return int(found[0][0]) if found else None
 
     def register(self, name: str) -> int:
+        if (known := self.pipeline_id(name)) is not None:
+            return known
         self._query("insert into pipeline (name) values (?) on conflict do nothing", [name])
         return int(self._query("select id from pipeline where name = ?", [name])[0][0])
 
@@ -209,15 +211,16 @@ class Ledger(abc.ABC):
         return Destination(*found[0]) if found else None
 
     def add_destination(self, pipeline_id: int, sink: str, version: str, space: Space) -> Destination:
-        self._query(
-            "insert into destination (pipeline_id, sink, version, space) values (?, ?, ?, ?) on conflict do nothing",
-            [pipeline_id, sink, version, space.to_json()],
-        )
-        found = self._query(
-            "select id from destination where pipeline_id = ? and sink = ? and version = ?",
-            [pipeline_id, sink, version],
-        )
-        return Destination(int(found[0][0]), sink, version)
+        found = "select id, sink, version from destination where pipeline_id = ? and sink = ? and version = ?"
+        which = [pipeline_id, sink, version]
+        if not (rows := self._query(found, which)):
+            self._query(
+                "insert into destination (pipeline_id, sink, version, space) values (?, ?, ?, ?) "
+                "on conflict do nothing",
+                [*which, space.to_json()],
+            )
+            rows = self._query(found, which)
+        return Destination(*rows[0])
 
     def count(self, destination: Destination | None) -> int:
         if destination is None:

@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 from psycopg import Connection, OperationalError
@@ -60,15 +61,13 @@ class PostgresLedger(Ledger):
             return cursor.fetchall() if cursor.description else []
 
     def _standing(self, destination_id: int, condition: str, parameters: list[object]) -> Standing:
-        """The stretch as four long values in place of thousands of short ones: a tenth of the time of rows."""
-        parts = ("int4send(length(position)) || position", "content", "payload", "int4send(points)")
+        """The stretch as five long values in place of thousands of short ones: a tenth of the time of rows."""
+        parts = ("int4send(length(position))", "position", "content", "payload", "int4send(points)")
         joined = ", ".join(f"coalesce(string_agg({part}, ''::bytea order by position), '')" for part in parts)
-        positions, content, payload, points = self._query(
+        lengths, positions, content, payload, points = self._query(
             f"select {joined} from target where destination_id = ? and {condition}", [destination_id, *parameters]
         )[0]
-        return Standing(
-            _unframed(positions), _cut(content), _cut(payload), list(struct.unpack(f">{len(points) // 4}i", points))
-        )
+        return Standing(_split(positions, _integers(lengths)), _cut(content), _cut(payload), _integers(points))
 
     def _put_targets(self, destination: Destination, run_id: int, entries: Sequence[Entry], update: str) -> None:
         """Hashes go as two long values and are cut in the server: half the time of arrays of them."""
@@ -114,14 +113,16 @@ class PostgresLedger(Ledger):
             self._database.close()
 
 
-def _cut(hashes: bytes) -> list[bytes]:
-    return [hashes[start : start + 32] for start in range(0, len(hashes), 32)]
+def _integers(data: bytes) -> list[int]:
+    return list(struct.unpack(f">{len(data) // 4}i", data))
 
 
-def _unframed(data: bytes) -> list[bytes]:
-    values, at = [], 0
-    while at < len(data):
-        start = at + 4
-        at = start + int.from_bytes(data[at:start])
-        values.append(data[start:at])
-    return values
+def _cut(data: bytes, width: int = 32) -> list[bytes]:
+    return [data[start : start + width] for start in range(0, len(data), width)]
+
+
+def _split(data: bytes, lengths: list[int]) -> list[bytes]:
+    if len(set(lengths)) == 1:
+        return _cut(data, lengths[0])
+    ends = list(accumulate(lengths))
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
