@@ -18,12 +18,12 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy connectors tests dags benchmarks
+	$(BIN)/mypy connectors tests dags benchmarks udf/seedbed_udf.py
 
 # The long runs: fifty kills, a million rows. Their tables are committed under benchmarks/.
 soak: $(READY)
 	bash tests/services/debian_postgres.sh
-	SEEDBED_KILLS=50 $(BIN)/python -m pytest tests/faults -n 2
+	SEEDBED_KILLS=50 $(BIN)/python -m pytest tests/faults -q -s | tee benchmarks/kills.txt
 	$(BIN)/python benchmarks/sync.py | tee benchmarks/sync.md
 	$(BIN)/python benchmarks/plan_cost.py | tee benchmarks/plan_cost.md
 	$(BIN)/python benchmarks/minilm.py | tee benchmarks/minilm.md
