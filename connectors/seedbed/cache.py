@@ -38,6 +38,8 @@ class VectorCache:
         self._guard = threading.Lock()
         try:
             self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            # Few vectors fit the default of 4 kB, and one of 2,048 dimensions would spill over.
+            self._db.execute("pragma page_size = 16384")
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = off")
             # rowid order is the order of storing; a separate index keeps the big rows out of the key's tree.

@@ -38,6 +38,8 @@ class Content:
     @property
     def text(self) -> str:
         """The text parts joined by newlines."""
+        if len(self.parts) == 1:
+            return self.parts[0].text
         return "\n".join(part.text for part in self.parts if isinstance(part, Text))
 
     @property

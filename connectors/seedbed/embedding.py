@@ -11,7 +11,7 @@ import numpy as np
 from seedbed.cache import VectorCache
 from seedbed.content import Content
 from seedbed.diff import VECTOR, Work
-from seedbed.errors import ContentsRefused, RowError
+from seedbed.errors import ContentsRefused, Fatal
 from seedbed.identity import cache_key
 from seedbed.protocols import Embedder, Vectors
 from seedbed.retry import Patience
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 """Characters [start, end) of a row's text that one point is made from."""
+Pieces = dict[int, list[tuple[bytes, Content]]]
+"""By row, the cache key and the content of each point."""
 
 
 @dataclass(slots=True)
@@ -30,8 +32,8 @@ class Embedded:
 
     work: Work
     spans: list[list[Span]]
-    vectors: Vectors
-    first: list[int]
+    vectors: Vectors = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    first: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
     """Rows that the model refused: index → reason."""
     intents: dict[int, int] = field(default_factory=dict)
@@ -49,47 +51,65 @@ class EmbeddingStage:
         self._cache = cache
         self._chunker = chunker
         self._patience = patience
-        self._space = embedder.space
+        self._dimensions = embedder.space.dimensions
+        self._space = embedder.space.digest
 
     def __call__(self, work: Work) -> Embedded:
         spans = [self.spans(content) for content in work.contents]
-        needed = [row for row in range(len(work)) if any(need.what[row] == VECTOR for need in work.needs)]
-        pieces = {row: [piece(work.contents[row], span) for span in spans[row]] for row in needed}
-        keys = {row: [self._key(content) for content in pieces[row]] for row in needed}
-        first = np.concatenate([[0], np.cumsum([len(row) for row in spans])]).tolist()
-        result = Embedded(work, spans, np.zeros((first[-1], self._space.dimensions), np.float32), first)
-        known = self._cache.get([key for row in keys.values() for key in row]) if self._cache else {}
-        missing, askers = _first_askers(keys, pieces, known)
+        pieces = self._pieces(work, spans)
+        known = self._known(pieces)
+        missing, askers = _first_askers(pieces, known)
         before = self._embedder.usage.tokens
         refused = self._embed(missing, known)
-        result.tokens = self._embedder.usage.tokens - before
-        for row in needed:
-            bad = next((refused[key] for key in keys[row] if key in refused), None)
+        result = Embedded(work, spans, tokens=self._embedder.usage.tokens - before)
+        for row, row_pieces in pieces.items():
+            bad = next((refused[key] for key, _ in row_pieces if key in refused), None)
             if bad is not None:
                 result.failed[row] = bad
-                continue
-            result.vectors[first[row] : first[row + 1]] = [known[key] for key in keys[row]]
-            if row in askers:
+            elif row in askers:
                 result.embedded += 1
             else:
                 result.cached += 1
+        self._fill(result, pieces, known)
         return result
+
+    def missing(self, work: Work) -> list[Content]:
+        """The contents that `__call__` would embed; embeds nothing."""
+        pieces = self._pieces(work, [self.spans(content) for content in work.contents])
+        return list(_first_askers(pieces, self._known(pieces))[0].values())
 
     def spans(self, content: Content) -> list[Span]:
         if self._chunker is None:
             return [(0, len(content.text))]
         return self._chunker.spans(content.text)
 
-    def missing(self, work: Work) -> list[Content]:
-        """The contents that `__call__` would embed; embeds nothing."""
-        needed = [row for row in range(len(work)) if any(need.what[row] == VECTOR for need in work.needs)]
-        pieces = {row: [piece(work.contents[row], span) for span in self.spans(work.contents[row])] for row in needed}
-        keys = {row: [self._key(content) for content in pieces[row]] for row in needed}
-        known = self._cache.get([key for row in keys.values() for key in row]) if self._cache else {}
-        return list(_first_askers(keys, pieces, known)[0].values())
+    def _pieces(self, work: Work, spans: list[list[Span]]) -> Pieces:
+        """Of the rows that need vectors."""
+        space = self._space
+        return {
+            row: [
+                (cache_key(space, "document", part.canonical()), part)
+                for part in (piece(work.contents[row], span) for span in spans[row])
+            ]
+            for row in range(len(work))
+            if any(need.what[row] == VECTOR for need in work.needs)
+        }
 
-    def _key(self, content: Content) -> bytes:
-        return cache_key(self._space.digest, "document", content.canonical())
+    def _known(self, pieces: Pieces) -> dict[bytes, Vectors]:
+        if self._cache is None:
+            return {}
+        return self._cache.get([key for row_pieces in pieces.values() for key, _ in row_pieces])
+
+    def _fill(self, result: Embedded, pieces: Pieces, known: dict[bytes, Vectors]) -> None:
+        nothing = np.zeros(self._dimensions, np.float32)
+        vectors: list[Vectors] = []
+        for row, row_spans in enumerate(result.spans):
+            result.first.append(len(vectors))
+            if row in pieces and row not in result.failed:
+                vectors += [known[key] for key, _ in pieces[row]]
+            else:
+                vectors += [nothing] * len(row_spans)
+        result.vectors = np.concatenate([nothing[:0], *vectors]).reshape(-1, self._dimensions)
 
     def _embed(self, missing: dict[bytes, Content], known: dict[bytes, Vectors]) -> dict[bytes, str]:
         """Adds the missing vectors to the known ones and to the cache; the refused ones with their reasons."""
@@ -97,9 +117,9 @@ class EmbeddingStage:
             return {}
         keys, contents = list(missing), list(missing.values())
         vectors, refused = self._patience.run(lambda: _call(self._embedder, contents))
-        if vectors.shape != (len(contents), self._space.dimensions):
-            raise RowError(
-                f"the embedder answered {vectors.shape}, not {(len(contents), self._space.dimensions)}",
+        if vectors.shape != (len(contents), self._dimensions):
+            raise Fatal(
+                f"the embedder answered {vectors.shape}, not {(len(contents), self._dimensions)}",
                 setting="embedder.dimensions",
                 hint="set `dimensions` to what the model gives",
             )
@@ -117,14 +137,12 @@ def piece(content: Content, span: Span) -> Content:
     return content if span == (0, len(text)) else Content.of(text[slice(*span)])
 
 
-def _first_askers(
-    keys: dict[int, list[bytes]], pieces: dict[int, list[Content]], known: dict[bytes, Vectors]
-) -> tuple[dict[bytes, Content], set[int]]:
+def _first_askers(pieces: Pieces, known: dict[bytes, Vectors]) -> tuple[dict[bytes, Content], set[int]]:
     """Each unknown content once, and the rows that first asked for one."""
     missing: dict[bytes, Content] = {}
     askers: set[int] = set()
-    for row, row_keys in keys.items():
-        for key, content in zip(row_keys, pieces[row], strict=True):
+    for row, row_pieces in pieces.items():
+        for key, content in row_pieces:
             if key not in known and key not in missing:
                 missing[key] = content
                 askers.add(row)
