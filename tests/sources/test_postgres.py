@@ -142,7 +142,8 @@ def test_no_transaction_is_open_under_a_page(db: Connection, pg_url: str) -> Non
     for source in (registry.source(pg_url, table="t"), registry.source(pg_url, query="SELECT * FROM t", key=["id"])):
         for _ in source.pages(Selection(columns=[], page_rows=10)):
             open_ = db.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'seedbed' AND xact_start IS NOT NULL"
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'seedbed' AND xact_start IS NOT NULL "
+                "AND datname = current_database()"
             ).fetchone()
             assert open_ == (0,)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -31,10 +32,18 @@ def install(release: str) -> None:
     if release == "18":
         extension.install_embedded(server("18").folder)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with one_at_a_time("install"), tempfile.TemporaryDirectory() as folder:
         shutil.copytree(UDF, Path(folder) / "udf")
         config = f"PG_CONFIG=/usr/lib/postgresql/{release}/bin/pg_config"
         subprocess.run(["make", "-s", "-C", f"{folder}/udf", "install", config], check=True, capture_output=True)
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Among a run's workers: `install` of one file by two of them at once fails."""
+    with (Path(os.environ["SEEDBED_TEST_RUN"]) / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
