@@ -146,6 +146,21 @@ def test_a_narrowed_run_never_deletes(make: Make, table: psycopg.Connection[Any]
     assert counts(make().sync(), "upserted", "deleted") == [1, 5]
 
 
+def test_the_text_of_each_chunk_is_kept_where_it_is_asked_for(
+    make: Make, table: psycopg.Connection[Any], pg_url: str
+) -> None:
+    table.execute("update item set title = 'one two three four five six' where id = 1")
+    make(chunk={"tokens": 3}).sync()
+    kept = [{"url": pg_url, "collection": "item_vectors", "payload": ["title", "price"], "store_text": True}]
+    pipeline = make(chunk={"tokens": 3}, sink=kept)
+    assert counts(pipeline.sync(), "embedded", "upserted") == [0, 100]
+    text_of_one = "select _chunk, _text from item_vectors where _key = '[\"1\"]' order by _chunk"
+    assert table.execute(text_of_one).fetchall() == [(0, "one two three"), (1, "four five six")]
+    table.execute("update item set price = 9 where id = 1")
+    assert counts(pipeline.sync(), "embedded", "upserted") == [0, 1]
+    assert table.execute(text_of_one).fetchall() == [(0, "one two three"), (1, "four five six")]
+
+
 def test_chunks_of_a_row_are_replaced_as_one(make: Make, table: psycopg.Connection[Any]) -> None:
     pipeline = make(chunk={"tokens": 5, "overlap": 1})
     table.execute("update item set title = repeat('word ', 40) where id = 1")
