@@ -36,6 +36,9 @@ SINKS = {
     "postgresql": Entry("seedbed.sinks.pgvector:PgvectorSink", "pgvector"),
     "postgres": Entry("seedbed.sinks.pgvector:PgvectorSink", "pgvector"),
     "pgvector+embedded": Entry("seedbed.sinks.pgvector:PgvectorSink", "embedded"),
+    "qdrant": Entry("seedbed.sinks.qdrant:QdrantSink", "qdrant"),
+    "qdrant+embedded": Entry("seedbed.sinks.qdrant:QdrantSink", "embedded"),
+    "qdrant+memory": Entry("seedbed.sinks.qdrant:QdrantSink", "qdrant"),
 }
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
@@ -86,7 +89,8 @@ def _make(
         return factory(url, settings)
     module, _, name = entry.target.partition(":")
     try:
-        factory = getattr(import_module(module), name)
+        # A class may import what its scheme needs when it is made.
+        return getattr(import_module(module), name)(url, settings)
     except ModuleNotFoundError as missing:
         if missing.name and missing.name.split(".")[0] == "seedbed":
             raise
@@ -95,4 +99,3 @@ def _make(
             setting=f"{role}.url",
             hint=f"pip install 'seedbed[{entry.extra}]'",
         ) from missing
-    return factory(url, settings)

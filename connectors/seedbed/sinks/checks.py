@@ -11,6 +11,8 @@ from seedbed.errors import ConfigError, Refused, RowError
 from seedbed.protocols import CollectionSpec, Vectors
 from seedbed.sinks.payload import TYPES, type_name
 
+_UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+
 
 def not_made(name: str) -> ConfigError:
     """The error for a collection that is used before it was made."""
@@ -92,7 +94,7 @@ def check_points(points: pa.RecordBatch, spec: CollectionSpec, *, vectors: bool)
         if points.column(name).null_count:
             row = pc.index(points.column(name).is_null(), True).as_py()
             raise RowError(f"a point without {name}", key=key_at(points, row))
-    _check_twice(points)
+    _check_ids(points)
     if vectors:
         _check_vectors(points, spec)
 
@@ -118,8 +120,11 @@ def check_query(vector: Vectors, spec: CollectionSpec) -> Vectors:
     return query
 
 
-def _check_twice(points: pa.RecordBatch) -> None:
+def _check_ids(points: pa.RecordBatch) -> None:
     identities = points.column("id")
+    wrong = pc.index(pc.match_substring_regex(identities, _UUID), False).as_py()
+    if wrong >= 0:
+        raise RowError(f"an id of a point is no UUID: {identities[wrong].as_py()!r}", key=key_at(points, wrong))
     if pc.count_distinct(identities).as_py() == len(identities):
         return
     seen: set[str] = set()
