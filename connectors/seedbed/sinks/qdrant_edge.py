@@ -27,7 +27,7 @@ from seedbed.batch import vectors_of
 from seedbed.errors import Fatal, Refused, SeedbedError, Transient
 from seedbed.protocols import CollectionSpec, Vectors
 from seedbed.sinks.filters import Condition
-from seedbed.sinks.qdrant_engine import DISTANCES, Kept, Options
+from seedbed.sinks.qdrant_engine import DISTANCES, EF, OVERSAMPLING, Kept, Options
 from seedbed.sinks.qdrant_filter import Words, filter_of
 from seedbed.sinks.qdrant_payload import Payload, payloads
 
@@ -127,7 +127,7 @@ class EdgeEngine:
                 edge.Query.Nearest(vector.tolist()),
                 k,
                 filter=filter_of(tests, _WORDS),
-                params=edge.SearchParams(hnsw_ef=max(128, k)),
+                params=self._search_params(k),
                 with_payload=True,
             )
             return [(dict(point.payload or {}), point.score) for point in shard.search(request)]
@@ -163,6 +163,12 @@ class EdgeEngine:
             self._open = _Shard.enter(self._points(found[0]))
         with self._open.guard:
             yield self._open.shard
+
+    def _search_params(self, k: int) -> edge.SearchParams:
+        # One bit a dimension finds the neighbourhood; the originals decide.
+        binary = self._options.quantization == "binary"
+        again = edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING) if binary else None
+        return edge.SearchParams(hnsw_ef=max(EF, k), quantization=again)
 
     def _config(self, spec: CollectionSpec) -> edge.EdgeConfig:
         options = self._options

@@ -22,6 +22,11 @@ KNOWN: dict[str, tuple[str, ...]] = {
 
 DISTANCES: dict[Metric, str] = {"cosine": "Cosine", "dot": "Dot", "l2": "Euclid"}
 
+EF = 128
+"""Candidates of a search in HNSW, at least."""
+OVERSAMPLING = 3.0
+"""Candidates of a search in quantised vectors, for each that is wanted."""
+
 
 @dataclass(frozen=True)
 class Options:

@@ -17,7 +17,7 @@ from seedbed.errors import ConfigError, Fatal, Refused, SeedbedError
 from seedbed.protocols import CollectionSpec, Vectors
 from seedbed.sinks import options
 from seedbed.sinks.filters import Condition
-from seedbed.sinks.qdrant_engine import DISTANCES, KNOWN, Kept, Options
+from seedbed.sinks.qdrant_engine import DISTANCES, EF, KNOWN, OVERSAMPLING, Kept, Options
 from seedbed.sinks.qdrant_errors import mapped
 from seedbed.sinks.qdrant_filter import Words, filter_of
 from seedbed.sinks.qdrant_payload import Payload, payloads
@@ -249,9 +249,15 @@ class RemoteEngine:
                 query_filter=filter_of(tests, _WORDS),
                 limit=k,
                 with_payload=True,
-                search_params=models.SearchParams(hnsw_ef=max(128, k)) if self._remote else None,
+                search_params=self._search_params(k) if self._remote else None,
             )
             return [(point.payload or {}, point.score) for point in found.points]
+
+    def _search_params(self, k: int) -> models.SearchParams:
+        # One bit a dimension finds the neighbourhood; the originals decide.
+        binary = self._options.quantization == "binary"
+        again = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING) if binary else None
+        return models.SearchParams(hnsw_ef=max(EF, k), quantization=again)
 
     def _collection(self) -> str:
         """What is written to: the version itself, since an alias may be moved meanwhile."""
