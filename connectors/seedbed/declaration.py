@@ -58,6 +58,8 @@ class SinkConfig(_Table, frozen=True, kw_only=True):
     payload: list[str] = []
     metric: Metric = "cosine"
     store_text: bool = False
+    api_key: str | None = None
+    tls: bool | None = None
 
 
 class LedgerConfig(_Table, frozen=True, kw_only=True):

@@ -14,6 +14,11 @@ class SinkCounts:
     deleted: int = 0
     behind: int = 0
     error: str | None = None
+    seconds: float = 0.0
+    """Spent in this store: its cost beside the others'."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"upserted": self.upserted, "deleted": self.deleted, "behind": self.behind, "error": self.error}
 
 
 @dataclass(slots=True)
@@ -53,10 +58,15 @@ class SyncReport:
         names = ("read", "embedded", "cached", "upserted", "deleted", "skipped", "failed", "tokens")
         shown: dict[str, Any] = {name: getattr(self, name) for name in names}
         shown["seconds"] = round(self.seconds, 3)
-        shown["sinks"] = {name: asdict(counts) for name, counts in self.sinks.items()}
+        shown["sinks"] = {name: counts.as_dict() for name, counts in self.sinks.items()}
         if self.refused is not None:
             shown["error"] = self.refused.as_dict()
         return shown
+
+    def as_record(self) -> dict[str, Any]:
+        """What the ledger keeps of a run."""
+        sinks = {name: {**counts.as_dict(), "seconds": round(counts.seconds, 3)} for name, counts in self.sinks.items()}
+        return {**self.as_dict(), "sinks": sinks}
 
 
 @dataclass(slots=True)

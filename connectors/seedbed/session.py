@@ -113,7 +113,7 @@ class Session:
         return Outlet(number, config, payload, spec)
 
     def open_sink(self, config: SinkConfig) -> Sink:
-        sink = registry.sink(config.url, collection=config.collection, name=config.name)
+        sink = registry.sink(config.url, **settings(config, "payload", "metric", "store_text"))
         self._stack.callback(sink.close)
         return sink
 

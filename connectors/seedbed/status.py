@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from seedbed.declaration import SinkConfig
 from seedbed.errors import SeedbedError
 from seedbed.identity import show_key
+from seedbed.ledger import Ledger, RunRecord
 from seedbed.session import Session
 from seedbed.sinks.checks import check_fit
+
+_SHOWN = 5
+_RUNS = 50
 
 
 def status(session: Session) -> dict[str, Any]:
     """From the ledger alone: no source, store or model is asked."""
     ledger, name = session.ledger, session.declaration.name
     pipeline = ledger.pipeline_id(name)
-    state = ledger.state(pipeline)
+    runs = ledger.runs(pipeline, _RUNS)
     failures = ledger.failures(pipeline)[:20]
     return {
         "pipeline": name,
-        "sinks": {
-            sink.name: {
-                "collection": sink.collection,
-                "rows": ledger.count(ledger.destination(pipeline, sink.name)),
-                "in_doubt": len(ledger.unknown(ledger.destination(pipeline, sink.name))),
-            }
-            for sink in session.declaration.sink
-        },
+        "sinks": {sink.name: _sink(sink, ledger, pipeline, runs) for sink in session.declaration.sink},
         "failed": [{"key": show_key(failure.key), "error": failure.error} for failure in failures],
-        "watermark": state.watermark,
+        "watermark": ledger.state(pipeline).watermark,
         "runs": [
             {"started": run.started, "finished": run.finished, "outcome": run.outcome, "who": run.who, **run.counts}
-            for run in ledger.runs(pipeline)
+            for run in runs[:_SHOWN]
         ],
         "notes": _notes(session),
     }
+
+
+def _sink(sink: SinkConfig, ledger: Ledger, pipeline: int | None, runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """`behind`: rows that its last run left unwritten. `in_step`: when a run last left it in step. `upserted`,
+    `deleted` and `seconds` are sums over the last runs: what it costs beside the others."""
+    destination = ledger.destination(pipeline, sink.name)
+    told = [(run, run.counts["sinks"][sink.name]) for run in runs if sink.name in run.counts.get("sinks", {})]
+    good = (run.finished for run, counts in told if counts["error"] is None and not counts["behind"] and _whole(run))
+    return {
+        "collection": sink.collection,
+        "rows": ledger.count(destination),
+        "in_doubt": len(ledger.unknown(destination)),
+        "behind": told[0][1]["behind"] if told else 0,
+        "error": told[0][1]["error"] if told else None,
+        "in_step": next(good, None),
+        **{name: sum(counts.get(name, 0) for _, counts in told) for name in ("upserted", "deleted")},
+        "seconds": round(sum(counts.get("seconds", 0.0) for _, counts in told), 3),
+    }
+
+
+def _whole(run: RunRecord) -> bool:
+    """A run that failed on the way may not have seen what was to be written."""
+    return not (run.outcome or "failed: ").startswith("failed: ")
 
 
 def _notes(session: Session) -> list[str]:

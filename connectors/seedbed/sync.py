@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 from seedbed.ahead import ahead
@@ -59,6 +59,14 @@ class _Live:
     destination: Destination
     counts: SinkCounts
     rows_before: int
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.counts.seconds += time.monotonic() - started
 
 
 def sync(
@@ -110,7 +118,7 @@ class _Run:
         self._report.seconds = time.monotonic() - self._started
         embedder = self._session.embedder if self._report.embedded else None
         provenance: dict[str, str] = dict(embedder.provenance()) if isinstance(embedder, CanTellProvenance) else {}
-        self._session.ledger.end(self._run_id, outcome, self._report.as_dict(), provenance)
+        self._session.ledger.end(self._run_id, outcome, self._report.as_record(), provenance)
 
     # --- opening ------------------------------------------------------------------------------------
 
@@ -290,7 +298,8 @@ class _Run:
                 live.counts.behind += needed
                 continue
             try:
-                written, bad = live.writer.write(batch)
+                with live.timed():
+                    written, bad = live.writer.write(batch)
                 live.counts.upserted += len(written)
                 stands.update(written)
                 refused.update(bad)
@@ -331,7 +340,8 @@ class _Run:
     def _delete_from(self, live: _Live, spool: GoneSpool) -> None:
         for batch in spool.batches(live.writer.number):
             try:
-                live.writer.remove(batch)
+                with live.timed():
+                    live.writer.remove(batch)
             except ServiceError as error:
                 self._down(live, error, spool.counts[live.writer.number] - live.counts.deleted)
                 return
@@ -343,7 +353,8 @@ class _Run:
         for live in self._live:
             if live.counts.error is None:
                 try:
-                    self._options.patience.run(live.sink.finish)
+                    with live.timed():
+                        self._options.patience.run(live.sink.finish)
                 except ServiceError as error:
                     self._down(live, error, 0)
         if self._watermark is not None and self._report.exit_code in (0, 3):

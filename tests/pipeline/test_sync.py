@@ -13,6 +13,7 @@ from seedbed import Pipeline
 from seedbed.errors import AlreadyRunning, ConfigError, Refused, Transient
 from seedbed.ledger import open_ledger
 from seedbed.retry import Patience
+from services.qdrant_double import QdrantDouble
 
 NOW = Patience(attempts=1)
 Make = Callable[..., Pipeline]
@@ -226,11 +227,50 @@ def test_one_sink_down_does_not_stop_the_others(make: Make, pg_url: str, table: 
     report = make(sink=[good, down]).sync(patience=NOW)
     assert counts(report, "embedded", "upserted", "exit_code") == [100, 100, 1]
     assert report.sinks["down"].error is not None
+    told = make(sink=[good, down]).status()["sinks"]
+    assert [told["postgresql"][name] for name in ("rows", "behind", "upserted", "error")] == [100, 0, 100, None]
+    assert told["postgresql"]["in_step"] is not None
+    assert told["postgresql"]["seconds"] > 0
+    assert told["down"]["in_step"] is None
+    assert "cannot be reached" in told["down"]["error"]
     back = {"name": "down", "url": pg_url, "collection": "other_vectors"}
     again = make(sink=[good, back]).sync()
     assert counts(again, "embedded", "cached", "upserted", "exit_code") == [0, 100, 100, 0]
+    assert make(sink=[good, back]).status()["sinks"]["down"]["in_step"] is not None
     with pytest.raises(Transient):
         make(sink=[down]).sync(patience=NOW)
+
+
+def test_stores_of_all_kinds_are_written_from_one_embedding(
+    make: Make, table: psycopg.Connection[Any], pg_url: str, tmp_path: Path
+) -> None:
+    payload = ["title", "price"]
+    double = QdrantDouble(key="s3cret")
+    sinks = [
+        {"url": pg_url, "collection": "item_vectors", "payload": payload},
+        {"name": "served", "url": double.url, "api_key": "s3cret", "tls": False, "payload": payload},
+        {"name": "folder", "url": "qdrant+embedded:./stores", "payload": payload},
+    ]
+    pipeline = make(sink=sinks)
+    try:
+        assert counts(pipeline.sync(), "embedded", "upserted", "exit_code") == [100, 100, 0]
+        table.execute("update item set title = 'other words' where id = 7")
+        table.execute("update item set price = 3 where id = 8")
+        table.execute("delete from item where id = 9")
+        double.upserts_until_death = 0
+        report = pipeline.sync(patience=NOW)
+        assert counts(report, "embedded", "upserted", "deleted", "exit_code") == [1, 2, 1, 1]
+        assert report.sinks["served"].behind == 3
+        assert pipeline.status()["sinks"]["served"]["behind"] == 3
+        double.upserts_until_death = None
+        # What is in doubt is written whole, from the cache.
+        assert counts(pipeline.sync(), "embedded", "cached", "upserted", "deleted", "exit_code") == [0, 2, 2, 1, 0]
+        for sink in ("postgresql", "served", "folder"):
+            hits = pipeline.search("other words", k=100, sink=sink)
+            assert (len(hits), hits[0]["id"]) == (99, "7")
+            assert {"title": "title number 8", "price": "3.00"} in [hit["payload"] for hit in hits]
+    finally:
+        double.stop()
 
 
 def test_transient_errors_are_tried_again(make: Make) -> None:

@@ -115,7 +115,12 @@ def status(pipeline: Path, json_: bool) -> None:
         return
     for name, sink in found["sinks"].items():
         doubt = f", {sink['in_doubt']:,} in doubt after a crash" if sink["in_doubt"] else ""
-        click.echo(f"sink {name}: {sink['rows']:,} rows in {sink['collection']}{doubt}")
+        behind = f", {sink['behind']:,} behind" if sink["behind"] else ""
+        step = f", in step {sink['in_step']}" if sink["in_step"] else ""
+        cost = f", {sink['upserted']:,} written in {sink['seconds']:,.1f} s" if sink["seconds"] else ""
+        click.echo(f"sink {name}: {sink['rows']:,} rows in {sink['collection']}{doubt}{behind}{step}{cost}")
+        if sink["error"]:
+            click.echo(f"sink {name}: its last run failed: {sink['error']}")
     for run in found["runs"]:
         counts = {n: run.get(n, 0) for n in ("read", "embedded", "cached", "upserted", "deleted", "failed")}
         click.echo(f"run {run['started']}: {run['outcome'] or 'running'} — {output.pairs(counts)}")

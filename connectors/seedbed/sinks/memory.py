@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from seedbed.batch import point_schema, vectors_of
-from seedbed.errors import ConfigError
 from seedbed.protocols import CollectionSpec, Filter, Hit, Vectors
 from seedbed.sinks.checks import check_fit, check_payload, check_points, check_query, merged_payload, not_made
 from seedbed.sinks.filters import Condition, conditions
+from seedbed.sinks.options import collection_of, refuse_others
 from seedbed.sinks.payload import readable
 
 
@@ -39,12 +39,10 @@ class MemorySink:
     """Settings: collection. Safe for several threads. All methods as in protocols.Sink."""
 
     def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
-        name = settings.get("collection")
-        if not name:
-            raise ConfigError("a sink needs a collection", setting="sink.collection", hint='collection = "products"')
+        self._name = collection_of(settings)
+        refuse_others(settings, hint="memory has no login")
         with _STORE_LOCK:
-            self._collection = _STORE.setdefault((url, str(name)), _Collection())
-        self._name = str(name)
+            self._collection = _STORE.setdefault((url, self._name), _Collection())
 
     def ensure(self, spec: CollectionSpec) -> str:
         check_payload(spec.payload)

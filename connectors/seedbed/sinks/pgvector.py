@@ -20,6 +20,7 @@ from seedbed.protocols import CollectionSpec, Filter, Hit, Vectors
 from seedbed.sinks import pgvector_index, pgvector_tables
 from seedbed.sinks.checks import check_points, check_query, not_made
 from seedbed.sinks.filters import conditions
+from seedbed.sinks.options import collection_of, refuse_others
 from seedbed.sinks.payload import readable
 from seedbed.sinks.pgvector_read import nearest, read_page, score, where_clause
 from seedbed.sinks.pgvector_tables import Connection, Place, Standing
@@ -31,11 +32,11 @@ class PgvectorSink:
     """Settings: collection (NAME or SCHEMA.NAME). All methods as in protocols.Sink; safe for several threads."""
 
     def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
-        name = settings.get("collection")
-        if not name:
-            raise ConfigError("a sink needs a collection", setting="sink.collection", hint='collection = "products"')
-        pgvector_tables.split_name(str(name))
-        self._name = str(name)
+        self._name = collection_of(settings)
+        refuse_others(
+            settings, hint="a Postgres URL says so itself: postgresql://user:${PASSWORD}@host/db?sslmode=require"
+        )
+        pgvector_tables.split_name(self._name)
         url, self._ann = _read_url(url)
         self._database = Database(url, setting="sink.url")
         self._connection: Connection | None = None

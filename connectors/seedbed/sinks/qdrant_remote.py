@@ -29,6 +29,8 @@ _WORDS = Words(
 _OLDEST = (1, 16)
 """The first that keeps metadata with a collection."""
 _PORT = 6334
+_CLOUD = ".cloud.qdrant.io"
+"""Hosts that speak TLS alone."""
 _TIMEOUT = 60
 _MOST_IDS = 1000
 _INDEXED_FROM = 10_000
@@ -72,7 +74,8 @@ class RemoteEngine:
             raise ConfigError(
                 "the Qdrant URL cannot be read", setting="sink.url", hint="qdrant://host:6334, with api_key beside it"
             )
-        tls, key = bool(settings.get("tls")), settings.get("api_key") or None
+        tls, key = settings.get("tls"), settings.get("api_key") or None
+        tls = host.endswith(_CLOUD) if tls is None else tls
         self._where = f"{host}:{port}"
         self._options = Options.of(found)
         self._shards, self._replicas = (int(found[n]) if n in found else None for n in ("shards", "replicas"))
