@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -23,7 +24,16 @@ from seedbed.protocols import CollectionSpec, Metric, Sink, Vectors
 from services.postgres import fresh_database
 from services.qdrant_double import QdrantDouble
 
-STORES = ["memory", "pgvector-15", "pgvector-18", "qdrant-edge", "qdrant-memory", "qdrant-double", "qdrant-server"]
+STORES = [
+    "memory",
+    "documented",
+    "pgvector-15",
+    "pgvector-18",
+    "qdrant-edge",
+    "qdrant-memory",
+    "qdrant-double",
+    "qdrant-server",
+]
 Open = Callable[..., Sink]
 
 PAYLOAD = pa.schema([pa.field("title", pa.string()), pa.field("price", pa.float64())])
@@ -42,7 +52,7 @@ MANY_TYPES = pa.schema(
 
 
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty store."""
     match str(request.param).split("-"):
         case ["memory"]:
@@ -50,6 +60,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         case ["pgvector", release]:
             with fresh_database(release) as url:
                 yield url
+        case ["documented"]:
+            install_documented(tmp_path / "site")
+            monkeypatch.syspath_prepend(str(tmp_path / "site"))
+            yield f"duckdb:{tmp_path}/store"
         case ["qdrant", "edge"]:
             yield f"qdrant+embedded:{tmp_path}/qdrant"
         case ["qdrant", "memory"]:
@@ -60,6 +74,21 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             double.stop()
         case ["qdrant", "server"]:
             yield from qdrant_server()
+
+
+def install_documented(folder: Path) -> None:
+    """The store of docs/stores.md, as a package of one's own that registers it."""
+    page = (Path(__file__).parents[2] / "docs" / "stores.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (entry,) = re.findall(r'\[project.entry-points."seedbed.sinks"\]\n(.*?) = "(.*?)"', page)
+    about = folder / "my_package-1.0.dist-info"
+    for path, text in (
+        (folder / "my_package" / "duckdb_sink.py", code),
+        (about / "METADATA", "Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n"),
+        (about / "entry_points.txt", f"[seedbed.sinks]\n{entry[0]} = {entry[1]}\n"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def qdrant_server() -> Iterator[str]:

@@ -41,10 +41,17 @@ overlap = 20
 url = "local:minilm"
 
 [[sink]]
+name = "postgres"
 url = "pgvector+embedded:./postgres"
 collection = "function_vectors"
 payload = ["module", "name", "signature"]
+
+[[sink]]
+name = "qdrant"
+url = "qdrant+embedded:./qdrant"
+payload = ["module", "name", "signature"]
 """
+STORES = ("postgres", "qdrant")
 
 Say = Callable[[str], None]
 
@@ -63,8 +70,9 @@ def run(folder: Path, say: Say) -> None:
         rows = table.create(connection)
         say(f"1. A Postgres in {folder}/postgres with {rows:,} rows: the standard library's functions\n")
         _sync(pipeline_file, say)
-        say("\n2. Searching: by command line, Python and SQL\n")
-        _command(["search", str(pipeline_file), QUERY, "-k", "3"], say)
+        say("\n2. Searching each store: by command line, Python and SQL\n")
+        for store in STORES:
+            _command(["search", str(pipeline_file), QUERY, "-k", "3", "--sink", store], say)
         _python(pipeline_file, say)
         _sql(database, folder, say)
         say("\n3. A night's changes: 15 rows edited, 5 deleted, 5 added\n")
