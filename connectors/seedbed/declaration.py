@@ -211,11 +211,11 @@ def _secret(found: re.Match[str], base: Path, setting: str) -> str:
         raise ConfigError(f"${{file:{name}}} cannot be read: {error.strerror}", setting=setting) from error
 
 
-_LOCAL = re.compile(r"((?:sqlite|[a-z]+\+embedded):)?(?![a-z][a-z0-9+.-]*:)(.+)", re.IGNORECASE | re.DOTALL)
+_LOCAL = re.compile(r"((?:sqlite|files|[a-z]+\+embedded):)?(?![a-z][a-z0-9+.-]*:)(.+)", re.IGNORECASE | re.DOTALL)
 
 
 def resolve(url: str, base: Path) -> str:
-    """A URL whose path, if it has a relative one, is made absolute: `sqlite:`, `…+embedded:`, `local:./…`,
+    """A URL whose path, if it has a relative one, is made absolute: `sqlite:`, `files:`, `…+embedded:`, `local:./…`,
     and plain paths."""
     if url.startswith(("local:./", "local:../")):
         return f"local:{os.path.normpath(base / url.removeprefix('local:'))}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -14,6 +14,8 @@ from seedbed.protocols import Page
 from seedbed.recipe import PayloadRecipe, Recipe
 
 T = TypeVar("T")
+Fetch = Callable[[Page, Sequence[int]], tuple[pa.RecordBatch, dict[int, str | None]]]
+"""protocols.CanFetch.fetch."""
 
 NOTHING, PAYLOAD, VECTOR = range(3)
 """What a sink needs of a row: nothing, its payload only, or all of it."""
@@ -113,7 +115,9 @@ class Differ:
         *,
         fail_empty: bool = False,
         rewrite: bool = False,
+        fetch: Fetch | None = None,
     ) -> None:
+        self._fetch = fetch
         self._recipe = recipe
         self._payloads = payloads
         self._ledger = ledger
@@ -135,9 +139,48 @@ class Differ:
         if not any(any(need.what) for need in needs):
             return result
         wanted = [index for index, whats in enumerate(zip(*(need.what for need in needs), strict=True)) if any(whats)]
+        if self._fetch is None:
+            rows = page.rows if len(wanted) == len(texts) else page.rows.take(pa.array(wanted, pa.int64()))
+            texts = [texts[index] for index in wanted]
+        else:
+            wanted, rows, texts = self._whole(page, wanted, needs, result)
         self._classify(wanted, needs, result)
-        result.work = _work(page, texts, hashes, needs, wanted)
+        if wanted:
+            result.work = _work(page, rows, texts, hashes, needs, wanted)
         return result
+
+    def _whole(
+        self, page: Page, wanted: list[int], needs: list[Need], result: PageDiff
+    ) -> tuple[list[int], pa.RecordBatch, list[str]]:
+        """The rows that are to be written, read whole; without those that cannot be had or turn out to be empty."""
+        assert self._fetch is not None
+        rows, missing = self._fetch(page, wanted)
+        texts = self._recipe.texts(rows)
+        kept = list[int]()
+        for number, (index, text) in enumerate(zip(wanted, texts, strict=True)):
+            reason = missing.get(index)
+            if index not in missing and text and not text.isspace():
+                kept.append(number)
+                continue
+            result.unchanged -= 1
+            if index not in missing and self._fail_empty:
+                reason = "its content is empty"
+            elif index not in missing:
+                result.skipped += 1
+                result.gone += self._emptied(page, index, needs)
+            if reason is not None:
+                result.failures.append(RowFailure(page.positions[index], page.keys[index], None, reason))
+        if len(kept) < len(wanted):
+            rows = rows.take(pa.array(kept, pa.int64()))
+        return [wanted[number] for number in kept], rows, [texts[number] for number in kept]
+
+    @staticmethod
+    def _emptied(page: Page, index: int, needs: list[Need]) -> list[Gone]:
+        return [
+            Gone(number, page.positions[index], page.keys[index], need.stands[index])
+            for number, need in enumerate(needs)
+            if need.stands[index]
+        ]
 
     def _note_failures(self, page: Page, hashes: list[bytes], empty: set[int], result: PageDiff) -> None:
         for key, (position, reason) in page.failed.items():
@@ -227,13 +270,16 @@ class Differ:
         result.unchanged -= len(wanted)
 
 
-def _work(page: Page, texts: list[str], hashes: list[bytes], needs: list[Need], wanted: list[int]) -> Work:
+def _work(
+    page: Page, rows: pa.RecordBatch, texts: list[str], hashes: list[bytes], needs: list[Need], wanted: list[int]
+) -> Work:
+    """`rows` and `texts` are those of `wanted`, the others all of the page."""
     return Work(
         [page.keys[i] for i in wanted],
         [page.positions[i] for i in wanted],
-        [Content((Text(texts[i]),)) for i in wanted],
+        [Content((Text(text),)) for text in texts],
         [hashes[i] for i in wanted],
-        page.rows if len(wanted) == len(texts) else page.rows.take(pa.array(wanted, pa.int64())),
+        rows,
         [
             Need([n.payload[i] for i in wanted], [n.what[i] for i in wanted], [n.stands[i] for i in wanted])
             for n in needs

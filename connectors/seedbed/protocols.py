@@ -100,6 +100,17 @@ class CanShard(Protocol):
         ...
 
 
+@runtime_checkable
+class CanFetch(Protocol):
+    """A source with a column that is dear to read. Its pages hold a stand-in there, which changes when the value
+    may have: hashes are of stand-ins, and only rows that are to be written are read whole."""
+
+    def fetch(self, page: Page, rows: Sequence[int]) -> tuple[pa.RecordBatch, dict[int, str | None]]:
+        """These rows of the page, whole and in this order; and those that cannot be had (null there), each with
+        the reason, None where the row has gone meanwhile."""
+        ...
+
+
 # --- embedder ---------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ SOURCES = {
     "postgres": Entry("seedbed.sources.postgres:PostgresSource", "pgvector"),
     "pgvector+embedded": Entry("seedbed.sources.postgres:PostgresSource", "embedded"),
     "file": Entry("seedbed.sources.table:TableSource", "table"),
+    "files": Entry("seedbed.sources.files:FilesSource", "table"),
 }
 EMBEDDERS = {
     "hash": Entry("seedbed.embedders.hash:HashEmbedder"),
@@ -46,8 +47,8 @@ Factory = Callable[[str, Mapping[str, Any]], Any]
 
 
 def source(url: str, **settings: Any) -> Source:
-    """A source by URL: `postgresql://…` (settings table or query, key, where, …) or the path of a
-    Parquet, CSV or JSONL file."""
+    """A source by URL: `postgresql://…` (settings table or query, key, where, …) the path of a
+    Parquet, CSV or JSONL file, or `files:PATTERN`."""
     scheme = _scheme(url)
     known = scheme if scheme and (scheme in SOURCES or _outside("seedbed.sources", scheme)) else "file"
     return cast(Source, _make("source", SOURCES, "seedbed.sources", known, url, settings))
