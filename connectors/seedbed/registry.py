@@ -36,6 +36,8 @@ SINKS = {
     "postgresql": Entry("seedbed.sinks.pgvector:PgvectorSink", "pgvector"),
     "postgres": Entry("seedbed.sinks.pgvector:PgvectorSink", "pgvector"),
     "pgvector+embedded": Entry("seedbed.sinks.pgvector:PgvectorSink", "embedded"),
+    "milvus": Entry("seedbed.sinks.milvus:MilvusSink", "milvus"),
+    "milvus+embedded": Entry("seedbed.sinks.milvus:MilvusSink", "embedded"),
 }
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
@@ -56,7 +58,8 @@ def embedder(url: str, **settings: Any) -> Embedder:
 
 
 def sink(url: str, **settings: Any) -> Sink:
-    """A sink by URL: `postgresql://…`, `pgvector+embedded:DIR`, `memory:` (settings collection, …)."""
+    """A sink by URL: `postgresql://…`, `pgvector+embedded:DIR`, `milvus://…`, `milvus+embedded:DIR`, `memory:`
+    (settings collection, …)."""
     return cast(Sink, _make("sink", SINKS, "seedbed.sinks", _scheme(url), url, settings))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from seedbed.identity import Space, encode_key, key_parts, point_id
 from seedbed.protocols import CollectionSpec, Metric, Sink, Vectors
 from services.postgres import fresh_database
 
-STORES = ["memory", "pgvector-15", "pgvector-18"]
+STORES = ["memory", "pgvector-15", "pgvector-18", "milvus-lite"]
 Open = Callable[..., Sink]
 
 PAYLOAD = pa.schema([pa.field("title", pa.string()), pa.field("price", pa.float64())])
@@ -36,7 +37,7 @@ MANY_TYPES = pa.schema(
 
 
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest) -> Iterator[str]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty store."""
     match str(request.param).split("-"):
         case ["memory"]:
@@ -44,6 +45,8 @@ def store(request: pytest.FixtureRequest) -> Iterator[str]:
         case ["pgvector", release]:
             with fresh_database(release) as url:
                 yield url
+        case ["milvus", "lite"]:
+            yield f"milvus+embedded:{tmp_path}"
 
 
 @pytest.fixture
