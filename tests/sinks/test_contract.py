@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,12 @@ from seedbed.batch import TIMESTAMP, point_schema, vectors_array, vectors_of
 from seedbed.errors import ConfigError, Refused, RowError
 from seedbed.identity import Space, encode_key, key_parts, point_id
 from seedbed.protocols import CollectionSpec, Metric, Sink, Vectors
+from services import milvus
 from services.postgres import fresh_database
 
-STORES = ["memory", "pgvector-15", "pgvector-18", "milvus-lite"]
+STORES = ["memory", "pgvector-15", "pgvector-18", "milvus-lite", "milvus-2.3.5"]
+if os.environ.get("MILVUS_URL"):
+    STORES.append("milvus-url")
 Open = Callable[..., Sink]
 
 PAYLOAD = pa.schema([pa.field("title", pa.string()), pa.field("price", pa.float64())])
@@ -47,6 +51,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
                 yield url
         case ["milvus", "lite"]:
             yield f"milvus+embedded:{tmp_path}"
+        case ["milvus", place]:
+            with milvus.fresh_database(os.environ["MILVUS_URL"] if place == "url" else milvus.server()) as url:
+                yield url
 
 
 @pytest.fixture

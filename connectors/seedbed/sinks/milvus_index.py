@@ -15,11 +15,12 @@ from seedbed.sinks.milvus_wire import Fault, Wire
 METRICS: dict[Metric, str] = {"cosine": "COSINE", "dot": "IP", "l2": "L2"}
 DEFAULT, CLOUD_DEFAULT = "HNSW", "AUTOINDEX"
 
+_LISTS = 128
 _BUILD: dict[str, dict[str, object]] = {
     "HNSW": {"M": 16, "efConstruction": 200},
     "FLAT": {},
-    "IVF_FLAT": {"nlist": 128},
-    "IVF_SQ8": {"nlist": 128},
+    "IVF_FLAT": {"nlist": _LISTS},
+    "IVF_SQ8": {"nlist": _LISTS},
     "HNSW_SQ": {"M": 16, "efConstruction": 200, "sq_type": "SQ8"},
     "AUTOINDEX": {},
 }
@@ -40,6 +41,8 @@ REFUSED = {
 
 _BREADTH = 128
 _PROBES = 32
+_WHOLE = 100_000
+"""No segment of milvus-lite has more rows."""
 _FLUSH_SECONDS = 120.0
 _INDEX_SECONDS = 600.0
 
@@ -54,13 +57,13 @@ def build_parameters(kind: str, metric: Metric) -> list[Any]:
     return pairs({"index_type": kind, "metric_type": METRICS[metric], "params": json.dumps(_BUILD[kind])})
 
 
-def search_parameters(kind: str, metric: Metric, k: int) -> list[Any]:
-    """`search_params` of Search: enough breadth that k answers are k good ones."""
+def search_parameters(kind: str, metric: Metric, k: int, *, whole: bool = False) -> list[Any]:
+    """`search_params` of Search: enough breadth that k answers are k good ones; with `whole`, every point's."""
     params: dict[str, int] = {}
     if kind.startswith("HNSW"):
-        params = {"ef": max(k, _BREADTH)}
+        params = {"ef": _WHOLE if whole else max(k, _BREADTH)}
     elif kind.startswith("IVF"):
-        params = {"nprobe": _PROBES}
+        params = {"nprobe": _LISTS if whole else _PROBES}
     return pairs(
         {
             "anns_field": "vector",

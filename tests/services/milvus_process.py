@@ -1,0 +1,90 @@
+"""Runs one Milvus server until nobody holds a lock on USERS: `python milvus_process.py RUN_FOLDER CACHE`.
+
+Executed by the interpreter that has the package `milvus`. The lock of a killed test run dies with it, and the
+server with this process.
+"""
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import milvus
+
+DEATH = 1
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(DEATH, signal.SIGKILL)
+
+
+def start(data: Path, cache: Path, **settings: object) -> tuple[subprocess.Popen, int]:
+    config = milvus.MilvusServerConfig()
+    config.update(data_dir=str(data), **settings)
+    config.resolve()
+    web, held = config.resolve_port(19091)
+    held.close()
+    # The package packs its binaries, and a second of unpacking a run adds up.
+    binaries = cache / "bin"
+    milvus._initialize_data_files(str(cache))
+    environment = {
+        **os.environ,
+        "DEPLOY_MODE": "STANDALONE",
+        "METRICS_PORT": str(web),
+        "MILVUS_RUN_DIR": str(data / "run"),
+        "LD_LIBRARY_PATH": str(binaries),
+    }
+    with (data / "server.log").open("wb") as log:
+        command = [binaries / "milvus", "run", "standalone"]
+        server = subprocess.Popen(
+            command, cwd=data, env=environment, stdout=log, stderr=log, preexec_fn=die_with_parent
+        )
+    wait(server, f"http://127.0.0.1:{web}/healthz")
+    return server, config.get("proxy_port")
+
+
+def wait(server: subprocess.Popen, health: str) -> None:
+    until = time.monotonic() + 170
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            with urllib.request.urlopen(health, timeout=10) as answer:
+                if b"OK" in answer.read():
+                    return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit("the server did not start")
+
+
+def unused(users: int) -> bool:
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def main(run: Path, cache: Path) -> None:
+    users = os.open(run / "users", os.O_RDWR)
+    data = Path(tempfile.mkdtemp(prefix="seedbed-milvus-"))
+    try:
+        server, port = start(data, cache)
+        (run / "port.new").write_text(str(port))
+        (run / "port.new").rename(run / "port")
+        while server.poll() is None and not unused(users):
+            time.sleep(0.5)
+        server.kill()
+        server.wait()
+    finally:
+        shutil.rmtree(data, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
