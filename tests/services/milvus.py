@@ -87,7 +87,7 @@ def _port(folder: Path) -> int:
     if not port.exists():
         _install()
         with (folder / "log").open("wb") as log:
-            command = [_CACHE / "bin" / "python", _SCRIPT, folder, _CACHE / "unpacked"]
+            command = [_CACHE / "bin" / "python", "-I", _SCRIPT, folder, _CACHE / "unpacked"]
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         until = time.monotonic() + 180
         while not port.exists() and process.poll() is None and time.monotonic() < until:

@@ -9,6 +9,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,8 @@ def start(data: Path, cache: Path, **settings: object) -> tuple[subprocess.Popen
     config = milvus.MilvusServerConfig()
     config.update(data_dir=str(data), **settings)
     config.resolve()
-    web, held = config.resolve_port(19091)
-    held.close()
+    web = free_port()
+    move_etcd(data)
     # The package packs its binaries, and a second of unpacking a run adds up.
     binaries = cache / "bin"
     milvus._initialize_data_files(str(cache))
@@ -46,11 +47,38 @@ def start(data: Path, cache: Path, **settings: object) -> tuple[subprocess.Popen
         server = subprocess.Popen(
             command, cwd=data, env=environment, stdout=log, stderr=log, preexec_fn=die_with_parent
         )
-    wait(server, f"http://127.0.0.1:{web}/healthz")
+    wait(server, f"http://127.0.0.1:{web}/healthz", data / "server.log")
     return server, config.get("proxy_port")
 
 
-def wait(server: subprocess.Popen, health: str) -> None:
+def move_etcd(data: Path) -> None:
+    """The etcd inside has a fixed port beside its configured one, so that a machine could run one Milvus alone."""
+    client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    settings = {
+        "name": "default",
+        "listen-client-urls": client,
+        "advertise-client-urls": client,
+        "listen-peer-urls": peer,
+        "initial-advertise-peer-urls": peer,
+        "initial-cluster": f"default={peer}",
+    }
+    own = data / "configs" / "etcd.yaml"
+    own.write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
+    whole = data / "configs" / "milvus.yaml"
+    head, _, rest = whole.read_text().partition("\netcd:\n")
+    _, _, rest = rest.partition("\n")
+    endpoint = client.removeprefix("http://")
+    whole.write_text(f"{head}\netcd:\n  endpoints: {endpoint}\n  config:\n    path: {own}\n{rest}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def wait(server: subprocess.Popen, health: str, log: Path) -> None:
     until = time.monotonic() + 170
     while time.monotonic() < until and server.poll() is None:
         try:
@@ -60,7 +88,7 @@ def wait(server: subprocess.Popen, health: str) -> None:
         except OSError:
             pass
         time.sleep(0.1)
-    raise SystemExit("the server did not start")
+    raise SystemExit(f"the server did not start: {log.read_text()[:3000]}")
 
 
 def unused(users: int) -> bool:
