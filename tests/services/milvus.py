@@ -88,7 +88,7 @@ def _port(folder: Path) -> int:
         _install()
         with (folder / "log").open("wb") as log:
             command = [_CACHE / "bin" / "python", "-I", _SCRIPT, folder, _CACHE / "unpacked"]
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
         until = time.monotonic() + 180
         while not port.exists() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
@@ -107,7 +107,7 @@ def _install() -> None:
             [sys.executable, "-m", "venv", "--clear", _CACHE],
             [_CACHE / "bin" / "python", "-m", "pip", "install", "-q", *_PACKAGES],
         ):
-            tried = subprocess.run(command, capture_output=True, text=True, check=False)
+            tried = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
             if tried.returncode:
                 pytest.skip(f"milvus==2.3.5 cannot be installed: {(tried.stderr or tried.stdout)[-300:]}")
         done.touch()

@@ -185,9 +185,7 @@ class MilvusSink:
         else:
             self._wrote(wire.call("Upsert", upsert_request(known.collection, points.num_rows, fields)))
 
-    def _replace_payload(
-        self, wire: Wire, known: Standing, points: pa.RecordBatch, payload: Sequence[bytes]
-    ) -> None:
+    def _replace_payload(self, wire: Wire, known: Standing, points: pa.RecordBatch, payload: Sequence[bytes]) -> None:
         with wire.alone():
             ids = points.column("id").to_pylist()
             answer = _query(wire, known.collection, _among(ids), ["id", "vector"], limit=len(ids))
@@ -275,18 +273,14 @@ def _read_page(wire: Wire, known: Standing, last: str, rows: int, vectors: bool,
     for field in RESERVED:
         read = milvus_pack.texts_in if field.type == pa.string() else milvus_pack.integers_in
         columns.append(pa.array(read(answer, field.name), field.type))
-    columns += milvus_pack.payload_columns(
-        milvus_pack.json_in(answer), known.spec.payload, embedded=wire.embedded
-    )
+    columns += milvus_pack.payload_columns(milvus_pack.json_in(answer), known.spec.payload, embedded=wire.embedded)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _hits(known: Standing, found: Any, *, embedded: bool) -> list[Hit]:
     if not found.scores:
         return []
-    names = [
-        (field.name, stored_name(field.name, field.type, embedded=embedded)) for field in known.spec.payload
-    ]
+    names = [(field.name, stored_name(field.name, field.type, embedded=embedded)) for field in known.spec.payload]
     hits = []
     for key, chunk, score, text in zip(
         milvus_pack.texts_in(found, "_key"),

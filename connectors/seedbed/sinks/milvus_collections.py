@@ -158,8 +158,9 @@ def _wanted(wire: Wire, target: Target, spec: CollectionSpec) -> Standing:
         (half, "vectors=float16", (2, 4), "takes such vectors, and then finds every one at distance 0"),
     ):
         if wanted and wire.version is not None and wire.version < oldest:
+            stands, needed = (".".join(map(str, version)) for version in (wire.version, oldest))
             raise ConfigError(
-                f"{what} needs Milvus {oldest[0]}.{oldest[1]}: the server's {wire.version[0]}.{wire.version[1]} {reason}",
+                f"{what} needs Milvus {needed}: the server's {stands} {reason}",
                 setting="sink.url",
                 hint=f"leave {what} out of the URL, or upgrade the server",
             )

@@ -51,7 +51,7 @@ class LiteWire:
     """Calls the servicer directly: no port that another user of the machine could connect to, no copies."""
 
     embedded = True
-    version = None
+    version: tuple[int, int] | None = None
 
     def __init__(self, folder: str) -> None:
         self._path = _data_path(folder)

@@ -74,12 +74,10 @@ def requests(points: pa.RecordBatch, payload: Sequence[bytes]) -> Iterator[tuple
 
 def fields(points: pa.RecordBatch, vectors: Any, payload: Sequence[bytes]) -> list[Any]:
     """`fields_data` of Insert and Upsert, in the order of the collection's fields."""
-    made = [_texts("id", points), vectors]
-    for field in RESERVED:
-        made.append(_texts(field.name, points) if field.type == pa.string() else _integers(field.name, points))
+    reserved = (_texts(f.name, points) if f.type == pa.string() else _integers(f.name, points) for f in RESERVED)
     dynamic = schema_pb2.FieldData(type=_TYPES.JSON, field_name=DYNAMIC, is_dynamic=True)
     dynamic.scalars.json_data.data.extend(payload)
-    return [*made, dynamic]
+    return [_texts("id", points), vectors, *reserved, dynamic]
 
 
 def vector_field(vectors: Vectors, *, half: bool) -> Any:

@@ -79,9 +79,7 @@ def _options(query: str) -> dict[str, str]:
     return found
 
 
-def _choice(
-    options: Mapping[str, str], name: str, known: tuple[str, ...], refused: Mapping[str, str]
-) -> str | None:
+def _choice(options: Mapping[str, str], name: str, known: tuple[str, ...], refused: Mapping[str, str]) -> str | None:
     wanted = options.get(name)
     if wanted is None:
         return None

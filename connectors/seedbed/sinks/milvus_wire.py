@@ -98,7 +98,7 @@ class ServerWire:
             self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(), _CHANNEL)
         else:
             self._channel = grpc.insecure_channel(address, _CHANNEL)
-        self._stub: Any = milvus_pb2_grpc.MilvusServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub: Any = milvus_pb2_grpc.MilvusServiceStub(self._channel)
         try:
             words = self.call("GetVersion", milvus_pb2.GetVersionRequest(), _FIRST_CALL_SECONDS).version
             self.version = _check_version(words)
@@ -192,7 +192,7 @@ def translate_fault(fault: Fault, setting: str) -> SeedbedError:
         return ConfigError(
             f"Milvus: {words}", setting=setting, hint="create the database first, or leave it out of the URL"
         )
-    if fault.code in (1400, 1401, 1402) or fault.code == 65535 and _LOGIN_WORDS.search(words):
+    if fault.code in (1400, 1401, 1402) or (fault.code == 65535 and _LOGIN_WORDS.search(words)):
         return _wrong_login(words, setting)
     if "privilege" in words.lower() or "permission" in words.lower():
         return Fatal(f"Milvus: missing rights: {words}", setting=setting, hint="grant them to the user in the URL")
