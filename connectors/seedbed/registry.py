@@ -40,6 +40,8 @@ SINKS = {
     "qdrant": Entry("seedbed.sinks.qdrant:QdrantSink", "qdrant"),
     "qdrant+embedded": Entry("seedbed.sinks.qdrant:QdrantSink", "embedded"),
     "qdrant+memory": Entry("seedbed.sinks.qdrant:QdrantSink", "qdrant"),
+    "milvus": Entry("seedbed.sinks.milvus:MilvusSink", "milvus"),
+    "milvus+embedded": Entry("seedbed.sinks.milvus:MilvusSink", "embedded"),
 }
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
@@ -60,7 +62,8 @@ def embedder(url: str, **settings: Any) -> Embedder:
 
 
 def sink(url: str, **settings: Any) -> Sink:
-    """A sink by URL: `postgresql://…`, `pgvector+embedded:DIR`, `memory:` (settings collection, …)."""
+    """A sink by URL: `postgresql://…`, `pgvector+embedded:DIR`, `milvus://…`, `milvus+embedded:DIR`, `memory:`
+    (settings collection, …)."""
     return cast(Sink, _make("sink", SINKS, "seedbed.sinks", _scheme(url), url, settings))
 
 

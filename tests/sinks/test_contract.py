@@ -21,8 +21,14 @@ from seedbed.batch import TIMESTAMP, point_schema, vectors_array, vectors_of
 from seedbed.errors import ConfigError, Refused, RowError
 from seedbed.identity import Space, encode_key, key_parts, point_id
 from seedbed.protocols import CollectionSpec, Metric, Sink, Vectors
+from services import milvus
 from services.postgres import fresh_database
 from services.qdrant_double import QdrantDouble
+
+
+def needs(variable: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(variable not in os.environ, reason=f"{variable} names no server")
+
 
 STORES = [
     "memory",
@@ -32,7 +38,10 @@ STORES = [
     "qdrant-edge",
     "qdrant-memory",
     "qdrant-double",
-    "qdrant-server",
+    pytest.param("qdrant-server", marks=needs("QDRANT_URL")),
+    "milvus-lite",
+    "milvus-2.3.5",
+    pytest.param("milvus-server", marks=needs("MILVUS_URL")),
 ]
 Open = Callable[..., Sink]
 
@@ -74,6 +83,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
             double.stop()
         case ["qdrant", "server"]:
             yield from qdrant_server()
+        case ["milvus", "lite"]:
+            yield f"milvus+embedded:{tmp_path}"
+        case ["milvus", place]:
+            with milvus.fresh_database(os.environ["MILVUS_URL"] if place == "server" else milvus.server()) as url:
+                yield url
 
 
 def install_documented(folder: Path) -> None:
@@ -93,9 +107,7 @@ def install_documented(folder: Path) -> None:
 
 def qdrant_server() -> Iterator[str]:
     """The server of QDRANT_URL (`qdrant://host:6334`; its collection `things` is made and dropped)."""
-    url = os.environ.get("QDRANT_URL")
-    if not url:
-        pytest.skip("QDRANT_URL names no server")
+    url = os.environ["QDRANT_URL"]
     forget_things(url)
     yield url
     forget_things(url)
