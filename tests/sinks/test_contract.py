@@ -295,6 +295,20 @@ def test_every_payload_type_comes_back(open_sink: Open) -> None:
     assert hit.payload == {**row, "at": "2024-02-29T23:59:59.123456Z"}
 
 
+@pytest.mark.parametrize(("field", "value"), [("real", float("inf")), ("marks", [1.0, None, float("-inf")])])
+def test_infinity_comes_back_or_is_refused_with_its_key(open_sink: Open, field: str, value: Any) -> None:
+    sink = open_sink()
+    sink.ensure(spec(payload=MANY_TYPES))
+    batch = points(AXES, None, MANY_TYPES, **{field: [None, value, None]})
+    refused: RowError | None = None
+    try:
+        sink.upsert(batch)
+    except RowError as error:
+        refused = error
+    assert everything(sink)['["1"]'][field] == value if refused is None else refused.key == '["1"]'
+    assert sink.count() == (3 if refused is None else 0)
+
+
 @pytest.mark.parametrize(
     ("filter", "keys"),
     [

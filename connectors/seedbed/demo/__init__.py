@@ -50,8 +50,13 @@ payload = ["module", "name", "signature"]
 name = "qdrant"
 url = "qdrant+embedded:./qdrant"
 payload = ["module", "name", "signature"]
+
+[[sink]]
+name = "milvus"
+url = "milvus+embedded:./milvus"
+payload = ["module", "name", "signature"]
 """
-STORES = ("postgres", "qdrant")
+STORES = ("postgres", "qdrant", "milvus")
 
 Say = Callable[[str], None]
 

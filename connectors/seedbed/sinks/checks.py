@@ -99,6 +99,25 @@ def check_points(points: pa.RecordBatch, spec: CollectionSpec, *, vectors: bool)
         _check_vectors(points, spec)
 
 
+def check_json(points: pa.RecordBatch, store: str) -> None:
+    """Raises RowError with the key for a payload number that JSON cannot say: infinity."""
+    for field in payload_of(points.schema):
+        column = points.column(field.name)
+        if field.type == pa.float64():
+            rows, finite = None, pc.is_finite(column)
+        elif field.type == pa.list_(pa.float64()):
+            rows, finite = pc.list_parent_indices(column), pc.is_finite(pc.list_flatten(column))
+        else:
+            continue
+        wrong = pc.index(finite, False).as_py()
+        if wrong >= 0:
+            raise RowError(
+                f"{field.name!r} holds a number that is not finite",
+                key=key_at(points, wrong if rows is None else rows[wrong].as_py()),
+                hint=f"{store} keeps payload as JSON, which has none: make it NULL in a `query`",
+            )
+
+
 def key_at(points: pa.RecordBatch, row: int) -> str | None:
     """The key of a row of a batch."""
     key: str | None = points.column("_key")[row].as_py()

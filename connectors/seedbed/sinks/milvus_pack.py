@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 from pymilvus.grpc_gen import schema_pb2
 
-from seedbed.batch import RESERVED, TIMESTAMP, numbers_of, payload_of
+from seedbed.batch import RESERVED, TIMESTAMP, payload_of
 from seedbed.errors import RowError
 from seedbed.protocols import Vectors
-from seedbed.sinks.checks import key_at
+from seedbed.sinks.checks import check_json, key_at
 from seedbed.sinks.milvus_filter import stored_name
 
 DYNAMIC = "$meta"
@@ -32,11 +31,11 @@ _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999
 def payload_json(points: pa.RecordBatch, *, embedded: bool) -> list[bytes]:
     """The payload of each point; NULLs are left out, timestamps RFC 3339 in UTC with six digits. Raises RowError
     with the key for a point that is too large, infinite numbers and years that have no four digits."""
+    check_json(points, "Milvus")
     schema = payload_of(points.schema)
     columns, names = [], []
     for field in schema:
         column = points.column(field.name)
-        _check_finite(points, field, column)
         columns.append(_timestamps_out(points, field.name, column) if field.type == TIMESTAMP else column)
         names.append(stored_name(field.name, field.type, embedded=embedded))
     if not names:
@@ -172,25 +171,6 @@ def _timestamps_out(points: pa.RecordBatch, name: str, column: pa.Array) -> pa.A
             hint="make it NULL in a `query`",
         )
     return pc.replace_substring(column.cast(pa.string()), " ", "T", max_replacements=1)
-
-
-def _check_finite(points: pa.RecordBatch, field: pa.Field, column: pa.Array) -> None:
-    """JSON has no infinity."""
-    if field.type == pa.float64():
-        infinite = pc.fill_null(pc.is_inf(column), False)
-        rows: npt.NDArray[Any] = np.arange(len(column))
-    elif field.type == pa.list_(pa.float64()):
-        infinite = pc.fill_null(pc.invert(pc.is_finite(column.flatten())), False)
-        rows = numbers_of(pc.list_parent_indices(column))
-    else:
-        return
-    if len(infinite) and pc.any(infinite).as_py():
-        row = int(rows[pc.index(infinite, True).as_py()])
-        raise RowError(
-            f"{field.name!r} holds a number that is not finite",
-            key=key_at(points, row),
-            hint="Milvus' JSON has none: make it NULL in a `query`",
-        )
 
 
 def _fitting(points: pa.RecordBatch, row: int, made: bytes) -> bytes:

@@ -16,7 +16,15 @@ import pyarrow as pa
 
 from seedbed.protocols import CollectionSpec, Filter, Hit, Vectors
 from seedbed.sinks import meta, options
-from seedbed.sinks.checks import check_fit, check_payload, check_points, check_query, merged_payload, not_made
+from seedbed.sinks.checks import (
+    check_fit,
+    check_json,
+    check_payload,
+    check_points,
+    check_query,
+    merged_payload,
+    not_made,
+)
 from seedbed.sinks.filters import Condition, conditions
 from seedbed.sinks.qdrant_engine import KNOWN, Engine, Options
 from seedbed.sinks.qdrant_payload import batch_of, indexes, payloads, shown
@@ -60,12 +68,14 @@ class QdrantSink:
     def upsert(self, points: pa.RecordBatch) -> None:
         with self._guard:
             check_points(points, self._spec(), vectors=True)
+            check_json(points, "Qdrant")
             if points.num_rows:
                 self._engine.upsert(points)
 
     def set_payload(self, points: pa.RecordBatch) -> None:
         with self._guard:
             check_points(points, self._spec(), vectors=False)
+            check_json(points, "Qdrant")
             if points.num_rows:
                 self._engine.overwrite(points.column("id").to_pylist(), payloads(points))
 
