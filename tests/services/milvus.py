@@ -37,7 +37,7 @@ def server() -> str:
         folder.mkdir(exist_ok=True)
         with FileLock(folder / "turn"):
             _LOCKS.append(_use(folder))
-            _RUNNING["url"] = f"milvus://127.0.0.1:{_port(folder)}"
+            _RUNNING["url"] = f"milvus://root:Milvus@127.0.0.1:{_port(folder)}"
     return _RUNNING["url"]
 
 

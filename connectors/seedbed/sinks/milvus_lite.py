@@ -103,7 +103,11 @@ def _open(path: str) -> _Folder:
             hint="it takes one process at a time: wait for that one to end, or run a Milvus server for several",
         ) from error
     except OSError as error:
-        raise ConfigError(f"the folder {path} cannot be used: {error}", setting="sink.url") from error
+        raise ConfigError(
+            f"the folder {path} cannot be used: {error}",
+            setting="sink.url",
+            hint="name a folder that this user may make and write",
+        ) from error
 
 
 def _holder(lock: Path) -> str:

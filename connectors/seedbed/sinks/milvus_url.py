@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from seedbed.errors import ConfigError
-from seedbed.sinks.milvus_index import KINDS, REFUSED
+from seedbed.sinks.milvus_index import CLOUD_DEFAULT, KINDS, REFUSED
 
 EMBEDDED = "milvus+embedded:"
 CONSISTENCY = {"strong": 0, "session": 1, "bounded": 2, "eventually": 3}
@@ -107,6 +107,12 @@ def _embedded(
             "the embedded Milvus has no float16 vectors",
             setting="sink.url",
             hint="leave vectors=float16 out, or use a Milvus server of 2.4 or newer",
+        )
+    if choices["index"] == CLOUD_DEFAULT:
+        raise ConfigError(
+            f"index={CLOUD_DEFAULT} is a server's own choice, the embedded Milvus makes none",
+            setting="sink.url",
+            hint="leave it out: the embedded Milvus builds HNSW",
         )
     return Target(folder=folder, address="", database="", token="", tls=False, cloud=False, **choices)
 
