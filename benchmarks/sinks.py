@@ -2,13 +2,17 @@
 interleaved. Usage: sinks.py [ROWS [STORE…]]
 
 By hand: pgvector, binary COPY into a temporary table and INSERT … ON CONFLICT; Qdrant's engine, points out of one
-array of floats; a Qdrant server, the client's `upload_collection` by gRPC against a server that only says yes. All
-carry the same fields. Indexes are left out: they cost the same on both sides.
+array of floats; a Qdrant server, the client's `upload_collection` by gRPC against a server that only says yes; Milvus
+2.3.5, the vectors' bytes in the client's messages, and the client's `upsert` of rows, a thousand a call; milvus-lite,
+the same `upsert`. All carry the same fields. Indexes of pgvector and Qdrant are left out: they cost the same on both
+sides.
 """
 
 from __future__ import annotations
 
 import array
+import base64
+import os
 import platform
 import statistics
 import subprocess
@@ -21,11 +25,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import numpy as np
+import orjson
 import pgvector.psycopg
 import psycopg
 import pyarrow as pa
 import qdrant_edge
+from pymilvus import DataType, MilvusClient
+from pymilvus.grpc_gen import milvus_pb2, milvus_pb2_grpc, schema_pb2
 from qdrant_client import QdrantClient
 
 from seedbed import registry
@@ -34,6 +42,8 @@ from seedbed.identity import Space, encode_key, point_id
 from seedbed.postgres import Database
 from seedbed.protocols import CollectionSpec, Sink
 from seedbed.sinks.qdrant_wire import upserts
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 ROUNDS, BATCH = 3, 2000
 PAYLOAD = pa.schema([pa.field("title", pa.string()), pa.field("price", pa.float64())])
@@ -178,8 +188,6 @@ def yes_server() -> Iterator[int]:
 
 
 def our_messages(port: int) -> Callable[[Batches], None]:
-    import grpc
-
     def write(given: Batches) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_send_message_length", -1)]) as channel, timed():
             call = channel.unary_unary("/qdrant.Points/Upsert")
@@ -207,6 +215,101 @@ def upload_collection(port: int) -> Callable[[Batches], None]:
                 )
 
     return write
+
+
+def milvus_collection(client: MilvusClient, dimensions: int) -> str:
+    name = f"theirs_{uuid.uuid4().hex}"
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=36)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimensions)
+    for field in ("_key", "_hash", "_payload_hash"):
+        schema.add_field(field, DataType.VARCHAR, max_length=65535)
+    for field in ("_chunk", "_start", "_end"):
+        schema.add_field(field, DataType.INT32)
+    index = client.prepare_index_params()
+    params = {"M": 16, "efConstruction": 200}
+    index.add_index("vector", index_type="HNSW", metric_type="COSINE", params=params)
+    client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+    return name
+
+
+def milvus_rows(client: MilvusClient, dimensions: int) -> Callable[[Batches], None]:
+    def write(given: Batches) -> None:
+        name = milvus_collection(client, dimensions)
+        with timed():
+            for batch in given:
+                rows = batch.select(["id", *FIELDS]).to_pylist()
+                for row, vector in zip(rows, vectors_of(batch), strict=True):
+                    row["vector"] = vector
+                for start in range(0, len(rows), 1000):
+                    client.upsert(name, rows[start : start + 1000])
+        client.drop_collection(name)
+
+    return write
+
+
+def milvus_bytes(client: MilvusClient, address: str, login: str, dimensions: int) -> Callable[[Batches], None]:
+    types = schema_pb2.DataType
+    channel = grpc.insecure_channel(address, [("grpc.max_send_message_length", -1)])
+    stub: Any = milvus_pb2_grpc.MilvusServiceStub(channel)
+
+    def texts(name: str, values: list[str]) -> Any:
+        scalars = schema_pb2.ScalarField(string_data=schema_pb2.StringArray(data=values))
+        return schema_pb2.FieldData(type=types.VarChar, field_name=name, scalars=scalars)
+
+    def numbers(name: str, values: list[int]) -> Any:
+        scalars = schema_pb2.ScalarField(int_data=schema_pb2.IntArray(data=values))
+        return schema_pb2.FieldData(type=types.Int32, field_name=name, scalars=scalars)
+
+    def fields(batch: pa.RecordBatch) -> list[Any]:
+        raw = vectors_of(batch).tobytes()
+        length, left = bytearray(), len(raw)
+        while left > 127:
+            length.append(left & 127 | 128)
+            left >>= 7
+        vectors = schema_pb2.FieldData(type=types.FloatVector, field_name="vector")
+        vectors.vectors.dim = dimensions
+        vectors.vectors.float_vector.ParseFromString(b"\n" + bytes([*length, left]) + raw)
+        dynamic = schema_pb2.FieldData(type=types.JSON, field_name="$meta", is_dynamic=True)
+        dynamic.scalars.json_data.data.extend(map(orjson.dumps, batch.select(["title", "price"]).to_pylist()))
+        made = [texts("id", batch.column("id").to_pylist()), vectors]
+        for name in FIELDS[:6]:
+            make = numbers if name in ("_chunk", "_start", "_end") else texts
+            made.append(make(name, batch.column(name).to_pylist()))
+        return [*made, dynamic]
+
+    def write(given: Batches) -> None:
+        name = milvus_collection(client, dimensions)
+        with timed():
+            for batch in given:
+                request = milvus_pb2.UpsertRequest(
+                    collection_name=name, num_rows=batch.num_rows, fields_data=fields(batch)
+                )
+                answer = stub.Upsert(request, metadata=[("authorization", base64.b64encode(login.encode()).decode())])
+                assert answer.upsert_cnt == batch.num_rows
+        client.drop_collection(name)
+
+    return write
+
+
+@contextmanager
+def milvus_contests(folder: Path, dimensions: int) -> Iterator[dict[str, Contest]]:
+    from services import milvus
+
+    os.environ["SEEDBED_TEST_RUN"] = str(folder)
+    url = milvus.server()
+    login, _, address = url.removeprefix("milvus://").rpartition("@")
+    client = MilvusClient(f"http://{address}", token=login)
+    lite = MilvusClient(f"{folder}/theirs.db")
+    yield {
+        "milvus 2.3.5": Contest(through(url, dimensions), milvus_bytes(client, address, login, dimensions)),
+        "milvus 2.3.5, rows": Contest(through(url, dimensions), milvus_rows(client, dimensions)),
+        "milvus, embedded": Contest(
+            through(f"milvus+embedded:{folder}/milvus", dimensions), milvus_rows(lite, dimensions)
+        ),
+    }
+    client.close()
+    lite.close()
 
 
 # --- the run ----------------------------------------------------------------------------------------
@@ -241,10 +344,11 @@ def main() -> None:
         given = batches(rows, dimensions)
         with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="seedbed-bench-") as folder:
             Path(folder).chmod(0o755)
-            with contests(Path(folder), dimensions) as all_of_them:
-                for name, contest in all_of_them.items():
-                    if not wanted or any(word in name for word in wanted):
-                        measure(name, dimensions, rows, contest, given)
+            for some in (contests, milvus_contests):
+                with some(Path(folder), dimensions) as found:
+                    for name, contest in found.items():
+                        if not wanted or any(word in name for word in wanted):
+                            measure(name, dimensions, rows, contest, given)
 
 
 def measure(name: str, dimensions: int, rows: int, contest: Contest, given: Batches) -> None:
