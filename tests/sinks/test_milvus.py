@@ -20,17 +20,19 @@ import pyarrow as pa
 import pytest
 from pymilvus import DataType, MilvusClient
 from pymilvus.client.prepare import Prepare
-from pymilvus.grpc_gen import milvus_pb2, milvus_pb2_grpc
+from pymilvus.grpc_gen import common_pb2, milvus_pb2, milvus_pb2_grpc
 
 from seedbed import batch, registry
 from seedbed.batch import TIMESTAMP, vectors_of
 from seedbed.errors import ConfigError, Fatal, Refused, RowError, SeedbedError, Transient
 from seedbed.identity import Space
 from seedbed.protocols import CollectionSpec, Metric, Sink, Vectors
-from seedbed.sinks import milvus_pack
+from seedbed.sinks import milvus as sink_module
+from seedbed.sinks import milvus_index, milvus_pack
 from seedbed.sinks.milvus import MilvusSink, upsert_request
 from seedbed.sinks.milvus_index import REFUSED
 from seedbed.sinks.milvus_url import read_target
+from seedbed.sinks.milvus_wire import Fault
 from services import milvus
 
 STORES = ["lite", "server"]
@@ -196,6 +198,24 @@ def test_big_batches_go_in_several_messages(url: str, monkeypatch: pytest.Monkey
     assert read.column("title").to_pylist() == [f"b{row}" for row in order]
 
 
+@pytest.mark.parametrize("words", ["query results exceed the limit size", "trying to send message larger than max"])
+def test_a_scan_takes_smaller_pages_where_points_are_large(
+    lite: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = sink_module._read_page
+
+    def limited(wire: Any, known: Any, last: str, rows: int, *rest: Any) -> pa.RecordBatch:
+        if rows > 100:
+            raise Fault("Query", common_pb2.Status(code=65535, reason=words))
+        return read(wire, known, last, rows, *rest)
+
+    with opened(lite) as sink:
+        sink.ensure(spec())
+        sink.upsert(points(some(150)))
+        monkeypatch.setattr(sink_module, "_read_page", limited)
+        assert [page.num_rows for page in sink.scan(300)] == [75, 75]
+
+
 # --- the same answers -------------------------------------------------------------------------------
 
 
@@ -226,6 +246,20 @@ def test_an_index_keeps_scores(lite: str, metric: Metric) -> None:
         after = sink.search(vectors[3], 5)
     assert [hit.key for hit in after] == [hit.key for hit in before]
     assert [hit.score for hit in after] == pytest.approx([hit.score for hit in before], abs=1e-5)
+
+
+def test_a_server_indexes_a_bulk_load_and_leaves_little_writes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milvus_index, "BULK", 1500)
+    vectors = some(1600)
+    request = milvus_pb2.DescribeIndexRequest(collection_name="things__v1", field_name="vector")
+    with milvus.fresh_database(milvus.server()) as made, opened(made) as sink, milvus.connected(made) as wire:
+        sink.ensure(spec())
+        for start, rows, indexed in ((0, 1400, 0), (1400, 200, 1600)):
+            sink.upsert(points(vectors).slice(start, rows))
+            sink.finish()
+            assert wire.call("DescribeIndex", request).index_descriptions[0].indexed_rows == indexed
+        assert keys(sink, vectors[9], 1) == ["9"]
+        assert sink.count() == 1600
 
 
 def test_what_was_deleted_does_not_shorten_answers(lite: str) -> None:
@@ -613,9 +647,8 @@ def test_threads_write_and_search_one_folder(lite: str) -> None:
         writes = [pool.submit(sink.upsert, given.slice(start, 100)) for start in range(0, 800, 100)]
         settled = pool.submit(sink.finish)
         searches = [pool.submit(keys, sink, vector, 1) for vector in vectors[:50]]
-        futures.wait([*writes, settled, *searches])
-        for done in (*writes, settled, *searches):
-            assert done.exception() is None
+        started: list[futures.Future[Any]] = [*writes, settled, *searches]
+        assert [done.exception() for done in started] == [None] * len(started)
         assert sink.count() == 800
 
 

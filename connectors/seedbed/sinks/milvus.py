@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import orjson
 import pyarrow as pa
 from pymilvus.grpc_gen import common_pb2, milvus_pb2
@@ -20,14 +21,14 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2
 from seedbed.batch import RESERVED, point_schema, vectors_array, vectors_of
 from seedbed.errors import ConfigError
 from seedbed.protocols import CollectionSpec, Filter, Hit, Vectors
-from seedbed.sinks import milvus_collections, milvus_pack
+from seedbed.sinks import milvus_collections, milvus_index, milvus_pack
 from seedbed.sinks.checks import check_points, check_query, not_made
 from seedbed.sinks.filters import conditions
 from seedbed.sinks.milvus_collections import Standing
 from seedbed.sinks.milvus_filter import expression, stored_name
-from seedbed.sinks.milvus_index import pairs, search_parameters, settle
+from seedbed.sinks.milvus_index import pairs, search_parameters
 from seedbed.sinks.milvus_url import CONSISTENCY, collection_name, read_target
-from seedbed.sinks.milvus_wire import ServerWire, Wire, mapped
+from seedbed.sinks.milvus_wire import Fault, ServerWire, Wire, mapped, too_large
 
 _MOST_HITS = 16384
 _PAGE_BYTES = 32 * 1024 * 1024
@@ -47,8 +48,9 @@ class MilvusSink:
         self._wire: Wire | None = None
         self._known: Standing | None = None
         self._written = 0
-        # A run before this one may have died before its `finish`; the embedded engine indexes nothing by itself.
-        self._unsettled = self._target.folder is not None
+        self._unsettled = 0
+        # The embedded engine indexes nothing by itself, and a run before this one may have died before its `finish`.
+        self._unfinished = self._target.folder is not None
         self._guard = threading.RLock()
 
     def ensure(self, spec: CollectionSpec) -> str:
@@ -86,7 +88,7 @@ class MilvusSink:
             for start in range(0, len(ids), _IDS):
                 expr = _among(ids[start : start + _IDS])
                 request = milvus_pb2.DeleteRequest(collection_name=known.collection, expr=expr)
-                self._wrote(wire.call("Delete", request))
+                self._wrote(wire, wire.call("Delete", request))
 
     def count(self) -> int:
         with self._session() as wire:
@@ -94,13 +96,13 @@ class MilvusSink:
             return int(answer.fields_data[0].scalars.long_data.data[0])
 
     def scan(self, page_rows: int = 4096, *, vectors: bool = False) -> Iterator[pa.RecordBatch]:
-        last, since = "", 0
+        last, since, rows = "", 0, page_rows
         while True:
             with self._session() as wire:
                 known = self._standing(wire)
                 since = since or _now(wire)
-                rows = _rows(known, page_rows) if vectors else min(page_rows, _MOST_HITS)
-                page = _read_page(wire, known, last, rows, vectors, since)
+                rows = _rows(known, rows) if vectors else min(rows, _MOST_HITS)
+                rows, page = _fitting_page(wire, known, last, rows, vectors, since)
             if page.num_rows:
                 last = page.column("id")[-1].as_py()
                 yield page
@@ -127,9 +129,9 @@ class MilvusSink:
     def finish(self) -> None:
         with self._session() as wire:
             known = self._standing(wire)
-            if self._unsettled:
-                settle(wire, known.collection)
-                self._unsettled = False
+            if self._unfinished or self._unsettled >= milvus_index.BULK:
+                milvus_index.settle(wire, known.collection)
+                self._unsettled, self._unfinished = 0, False
 
     def close(self) -> None:
         with self._guard:
@@ -181,9 +183,9 @@ class MilvusSink:
             request = milvus_pb2.InsertRequest(
                 collection_name=known.collection, num_rows=points.num_rows, fields_data=fields
             )
-            self._wrote(wire.call("Insert", request))
+            self._wrote(wire, wire.call("Insert", request))
         else:
-            self._wrote(wire.call("Upsert", upsert_request(known.collection, points.num_rows, fields)))
+            self._wrote(wire, wire.call("Upsert", upsert_request(known.collection, points.num_rows, fields)))
 
     def _replace_payload(self, wire: Wire, known: Standing, points: pa.RecordBatch, payload: Sequence[bytes]) -> None:
         with wire.alone():
@@ -197,9 +199,10 @@ class MilvusSink:
             order = [at[ids[row]] for row in kept]
             self._store(wire, known, points.take(pa.array(kept)), vectors[order], [payload[row] for row in kept])
 
-    def _wrote(self, answer: Any) -> None:
+    def _wrote(self, wire: Wire, answer: Any) -> None:
         self._written = max(self._written, answer.timestamp)
-        self._unsettled = True
+        self._unsettled += max(answer.insert_cnt, answer.upsert_cnt)
+        self._unfinished = wire.embedded
 
     def _search_request(self, known: Standing, query: Vectors, k: int, expr: str, whole: bool) -> Any:
         kinds = common_pb2.PlaceholderType
@@ -258,6 +261,19 @@ def _query(
         query_params=pairs({**parameters, "iterator": "True"} if ordered else parameters),
     )
     return wire.call("Query", request)
+
+
+def _fitting_page(
+    wire: Wire, known: Standing, last: str, rows: int, vectors: bool, since: int
+) -> tuple[int, pa.RecordBatch]:
+    """A page, and how many rows were asked for: fewer where the points are too large for one answer."""
+    while True:
+        try:
+            return rows, _read_page(wire, known, last, rows, vectors, since)
+        except (grpc.RpcError, Fault) as error:
+            if rows == 1 or not too_large(error):
+                raise
+            rows = rows // 4 or 1
 
 
 def _read_page(wire: Wire, known: Standing, last: str, rows: int, vectors: bool, since: int) -> pa.RecordBatch:

@@ -43,6 +43,9 @@ _BREADTH = 128
 _PROBES = 32
 _WHOLE = 100_000
 """No segment of milvus-lite has more rows."""
+BULK = 8192
+"""Rows written to a server before `finish` seals them: fewer are searched as they are, and to seal after every small
+run would leave many small segments. A server seals by itself what lies still."""
 _FLUSH_SECONDS = 120.0
 _INDEX_SECONDS = 600.0
 

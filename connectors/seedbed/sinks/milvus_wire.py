@@ -61,6 +61,12 @@ class Fault(Exception):
         return self.old == 35 or "already exist" in self.reason
 
 
+def too_large(error: Any) -> bool:
+    """Whether an answer did not fit: into a message of gRPC, or into what a server allows."""
+    words = error.reason if isinstance(error, Fault) else error.details() or ""
+    return "larger than max" in words or "exceed the limit size" in words
+
+
 class Wire(Protocol):
     """`call` answers with the response to one request; a status that is not success raises Fault."""
 
@@ -170,8 +176,9 @@ def translate(error: Any, setting: str) -> SeedbedError:
     if code == kinds.UNAVAILABLE:
         hint = "check the host and port in the URL, that the server runs, and whether it wants tls=true"
         return Transient(f"Milvus cannot be reached: {words}", setting=setting, hint=hint)
-    if code == kinds.RESOURCE_EXHAUSTED and "larger than max" in words:
-        return Fatal(f"Milvus: a message is too large for the server: {words}", setting=setting)
+    if too_large(error):
+        hint = "ask for fewer hits, or keep less payload"
+        return Fatal(f"Milvus: a message is too large: {words}", setting=setting, hint=hint)
     if code in (kinds.DEADLINE_EXCEEDED, kinds.RESOURCE_EXHAUSTED, kinds.ABORTED, kinds.CANCELLED):
         return Transient(f"Milvus did not answer in time: {words}", setting=setting)
     return Fatal(f"Milvus: {words} ({code.name})", setting=setting)
