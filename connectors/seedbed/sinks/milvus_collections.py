@@ -15,14 +15,13 @@ from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 from seedbed.batch import RESERVED
 from seedbed.errors import ConfigError, Fatal, Refused, Transient
-from seedbed.identity import Space
 from seedbed.protocols import CollectionSpec
+from seedbed.sinks import meta
 from seedbed.sinks.checks import check_fit, check_payload, merged_payload
 from seedbed.sinks.milvus_index import CLOUD_DEFAULT, DEFAULT, build_parameters, pairs
 from seedbed.sinks.milvus_pack import LONGEST
 from seedbed.sinks.milvus_url import Target
 from seedbed.sinks.milvus_wire import Fault, Wire
-from seedbed.sinks.payload import payload_from_json, payload_to_json
 
 PROPERTY = "seedbed"
 _MOST_DIMENSIONS = 32768
@@ -118,10 +117,7 @@ def _standing(name: str, found: Any) -> Standing | None:
         return None
     try:
         kept = json.loads(text)
-        payload = payload_from_json(kept["payload"])
-        space = Space.from_json(kept["space"])
-        spec = CollectionSpec(name, kept["pipeline"], space, kept["metric"], payload, kept["info"])
-        return Standing(spec, kept["version"], kept["index"], kept["half"])
+        return Standing(meta.from_json(name, kept["spec"]), kept["version"], kept["index"], kept["half"])
     except (KeyError, TypeError, ValueError) as error:
         raise Fatal(
             f"the property {PROPERTY!r} of the collection {found.schema.name!r} cannot be read: {error}",
@@ -131,14 +127,9 @@ def _standing(name: str, found: Any) -> Standing | None:
 
 
 def _kept(standing: Standing) -> list[Any]:
-    spec = standing.spec
     kept = {
-        "pipeline": spec.pipeline,
+        "spec": meta.to_json(standing.spec),
         "version": standing.version,
-        "space": spec.space.to_json(),
-        "metric": spec.metric,
-        "payload": payload_to_json(spec.payload),
-        "info": dict(spec.info),
         "index": standing.index,
         "half": standing.half,
     }

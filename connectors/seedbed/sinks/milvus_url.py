@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from seedbed.errors import ConfigError
 from seedbed.sinks.milvus_index import CLOUD_DEFAULT, KINDS, REFUSED
+from seedbed.sinks.options import collection_of
 
 EMBEDDED = "milvus+embedded:"
 CONSISTENCY = {"strong": 0, "session": 1, "bounded": 2, "eventually": 3}
@@ -55,9 +56,7 @@ def read_target(url: str, settings: Mapping[str, Any]) -> Target:
 
 def collection_name(settings: Mapping[str, Any]) -> str:
     """The setting `collection`. Raises ConfigError where it is missing or Milvus has no such names."""
-    name = str(settings.get("collection") or "")
-    if not name:
-        raise ConfigError("a sink needs a collection", setting="sink.collection", hint='collection = "products"')
+    name = collection_of(settings)
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} cannot be a collection of Milvus",
