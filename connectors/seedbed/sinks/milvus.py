@@ -27,7 +27,7 @@ from seedbed.sinks.filters import conditions
 from seedbed.sinks.milvus_collections import Standing
 from seedbed.sinks.milvus_filter import expression, stored_name
 from seedbed.sinks.milvus_index import pairs, search_parameters
-from seedbed.sinks.milvus_url import CONSISTENCY, collection_name, read_target
+from seedbed.sinks.milvus_url import CONSISTENCY, collection_name, data_path, read_target
 from seedbed.sinks.milvus_wire import Fault, ServerWire, Wire, mapped, too_large
 
 _MOST_HITS = 16384
@@ -59,6 +59,9 @@ class MilvusSink:
             return self._known.version
 
     def describe(self) -> CollectionSpec | None:
+        if self._wire is None and self._target.folder is not None and not data_path(self._target.folder).exists():
+            # To open the folder would make it.
+            return None
         with self._session() as wire:
             found = milvus_collections.read(wire, self._name)
             return found.spec if found else None
@@ -149,13 +152,19 @@ class MilvusSink:
                 if self._wire is None:
                     self._wire = self._connect()
                 wire = self._wire
-            yield wire
+            try:
+                yield wire
+            except Fault as fault:
+                if fault.not_found or fault.not_loaded:
+                    # Somebody released or dropped it meanwhile: the next call looks again.
+                    self._known = None
+                raise
 
     def _connect(self) -> Wire:
         target = self._target
         if target.folder is None:
             return ServerWire(target.address, token=target.token, database=target.database, tls=target.tls)
-        from seedbed.sinks.milvus_lite import LiteWire
+        from seedbed.sinks.milvus_lite import LiteWire  # milvus-lite is an extra of its own
 
         return LiteWire(target.folder)
 
