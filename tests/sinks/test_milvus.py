@@ -24,7 +24,7 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2, milvus_pb2_grpc
 
 from seedbed import batch, registry
 from seedbed.batch import TIMESTAMP, vectors_of
-from seedbed.errors import ConfigError, Fatal, Refused, RowError, SeedbedError, Transient
+from seedbed.errors import ConfigError, Fatal, MissingDependency, Refused, RowError, SeedbedError, Transient
 from seedbed.identity import Space
 from seedbed.protocols import CollectionSpec, Metric, Sink, Vectors
 from seedbed.sinks import milvus as sink_module
@@ -613,6 +613,8 @@ def test_a_lost_connection_is_transient_and_comes_back(tmp_path: Path) -> None:
             except Transient:
                 time.sleep(0.2)
         assert sink.count() == 4
+        # This server gives no timestamps, so each page is read with strong consistency of its own.
+        assert [page.num_rows for page in sink.scan(3)] == [3, 1]
     sink.close()
     engine.close()
 
@@ -702,6 +704,13 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     ):
         sink.ensure(spec())
     assert refused.value.hint
+
+
+def test_a_missing_engine_is_named(lite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "seedbed.sinks.milvus_lite", raising=False)
+    monkeypatch.setitem(sys.modules, "milvus_lite", None)
+    with opened(lite) as sink, pytest.raises(MissingDependency, match="needs the package 'milvus_lite'"):
+        sink.ensure(spec())
 
 
 def test_to_describe_a_folder_that_is_not_there_makes_none(tmp_path: Path) -> None:
