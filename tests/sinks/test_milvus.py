@@ -24,7 +24,7 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2, milvus_pb2_grpc
 
 from seedbed import batch, registry
 from seedbed.batch import TIMESTAMP, vectors_of
-from seedbed.errors import ConfigError, Fatal, Refused, RowError, SeedbedError, Transient
+from seedbed.errors import ConfigError, Fatal, MissingDependency, Refused, RowError, SeedbedError, Transient
 from seedbed.identity import Space
 from seedbed.protocols import CollectionSpec, Metric, Sink, Vectors
 from seedbed.sinks import milvus as sink_module
@@ -335,8 +335,6 @@ def test_readers_search_by_the_alias_with_milvus_own_client(url: str) -> None:
 
 @pytest.mark.parametrize("name", ["things", "things__v1"])
 def test_a_collection_of_somebody_else_is_refused(url: str, name: str) -> None:
-    with opened(url) as sink:
-        assert sink.describe() is None
     with client(url) as other:
         other.create_collection(name, dimension=3)
     with opened(url) as sink:
@@ -364,6 +362,50 @@ def test_what_a_crash_left_half_made_is_completed(lite: str, left: str, monkeypa
         assert sink.ensure(spec()) == "v1"
         sink.upsert(points(some(3)))
         assert sink.count() == 3
+
+
+def test_a_collection_that_somebody_released_is_loaded_again(url: str) -> None:
+    with opened(url) as sink:
+        sink.ensure(spec())
+        sink.upsert(points(some(3)))
+        with sink._session() as wire:
+            wire.call("ReleaseCollection", milvus_pb2.ReleaseCollectionRequest(collection_name="things__v1"))
+        with pytest.raises(Transient, match="load"):
+            keys(sink, some(1)[0])
+        assert len(keys(sink, some(1)[0])) == 3
+
+
+def test_a_collection_that_somebody_dropped_is_said(lite: str) -> None:
+    with opened(lite) as sink:
+        sink.ensure(spec())
+        with sink._session() as wire:
+            wire.call("DropAlias", milvus_pb2.DropAliasRequest(alias="things"))
+            wire.call("DropCollection", milvus_pb2.DropCollectionRequest(collection_name="things__v1"))
+        with pytest.raises(ConfigError, match="somebody dropped it"):
+            sink.upsert(points(some(3)))
+        assert sink.ensure(spec()) == "v1"
+
+
+def test_payload_of_points_that_are_not_there_makes_none(url: str) -> None:
+    with opened(url) as sink:
+        sink.ensure(spec())
+        sink.set_payload(points(some(3)).drop_columns(["vector"]))
+        assert sink.count() == 0
+
+
+@pytest.mark.skipif("MILVUS_URL" not in os.environ, reason="MILVUS_URL names no Milvus of 2.4 or newer")
+def test_vectors_of_half_precision() -> None:
+    vectors = some(300, 16)
+    with (
+        milvus.fresh_database(os.environ["MILVUS_URL"]) as made,
+        opened(f"{made}{'&' if '?' in made else '?'}vectors=float16") as sink,
+    ):
+        sink.ensure(spec(16))
+        sink.upsert(points(vectors))
+        assert keys(sink, vectors[7], 1) == ["7"]
+        page = next(sink.scan(300, vectors=True))
+        order = [int(key) for key in page.column("_key").to_pylist()]
+        assert np.abs(vectors_of(page) - vectors[order]).max() < 2**-10 * np.abs(vectors).max()
 
 
 def test_another_index_than_the_collection_has_is_refused(lite: str) -> None:
@@ -571,6 +613,8 @@ def test_a_lost_connection_is_transient_and_comes_back(tmp_path: Path) -> None:
             except Transient:
                 time.sleep(0.2)
         assert sink.count() == 4
+        # This server gives no timestamps, so each page is read with strong consistency of its own.
+        assert [page.num_rows for page in sink.scan(3)] == [3, 1]
     sink.close()
     engine.close()
 
@@ -654,4 +698,29 @@ def test_threads_write_and_search_one_folder(lite: str) -> None:
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot be used" in failure(f"milvus+embedded:{tmp_path}/file").message
+    with (
+        opened(f"milvus+embedded:{tmp_path}/file") as sink,
+        pytest.raises(ConfigError, match="cannot be used") as refused,
+    ):
+        sink.ensure(spec())
+    assert refused.value.hint
+
+
+def test_a_missing_engine_is_named(lite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "seedbed.sinks.milvus_lite", raising=False)
+    monkeypatch.setitem(sys.modules, "milvus_lite", None)
+    with opened(lite) as sink, pytest.raises(MissingDependency, match="needs the package 'milvus_lite'"):
+        sink.ensure(spec())
+
+
+def test_to_describe_a_folder_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    with opened(f"milvus+embedded:{tmp_path}/new") as sink:
+        assert sink.describe() is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_client_in_this_process_is_told_of_too(lite: str) -> None:
+    with opened(lite) as sink:
+        sink.ensure(spec())
+    with client(lite):
+        assert "this process by other means" in failure(lite).message

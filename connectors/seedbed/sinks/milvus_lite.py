@@ -14,10 +14,8 @@ from milvus_lite.adapter.grpc.servicer import MilvusServicer
 from milvus_lite.exceptions import DataDirLockedError
 
 from seedbed.errors import ConfigError, Transient
+from seedbed.sinks.milvus_url import data_path
 from seedbed.sinks.milvus_wire import CALL_SECONDS, checked
-
-DATA = "milvus.db"
-"""Inside the folder; `MilvusClient("FOLDER/milvus.db")` opens it too, as that wants the ending."""
 
 
 class _Folder:
@@ -54,7 +52,7 @@ class LiteWire:
     version: tuple[int, int] | None = None
 
     def __init__(self, folder: str) -> None:
-        self._path = _data_path(folder)
+        self._path = str(data_path(folder))
         with _OPEN_LOCK:
             if self._path not in _OPEN:
                 _OPEN[self._path] = _open(self._path)
@@ -85,12 +83,6 @@ class LiteWire:
                 del _OPEN[self._path]
 
 
-def _data_path(folder: str) -> str:
-    if not folder:
-        raise ConfigError("the URL names no folder", setting="sink.url", hint="milvus+embedded:./vectors")
-    return str(Path(folder).expanduser().resolve() / DATA)
-
-
 def _open(path: str) -> _Folder:
     try:
         os.makedirs(path, exist_ok=True)
@@ -117,7 +109,8 @@ def _holder(lock: Path) -> str:
         for line in Path("/proc/locks").read_text().splitlines():
             words = line.split()
             if words[1] == "FLOCK" and words[5].endswith(f":{inode}"):
-                return f"process {words[4]}"
+                own = words[4] == str(os.getpid())
+                return "this process by other means, such as a MilvusClient" if own else f"process {words[4]}"
     except (OSError, IndexError):
         pass
     return "another process"

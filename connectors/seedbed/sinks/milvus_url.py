@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -66,6 +67,14 @@ def collection_name(settings: Mapping[str, Any]) -> str:
     if len(name) > _LONGEST_NAME:
         raise ConfigError(f"the collection name is longer than {_LONGEST_NAME} letters", setting="sink.collection")
     return name
+
+
+def data_path(folder: str) -> Path:
+    """Where the embedded engine's data lie; `MilvusClient("FOLDER/milvus.db")` opens them too, as it wants the
+    ending."""
+    if not folder:
+        raise ConfigError("the URL names no folder", setting="sink.url", hint="milvus+embedded:./vectors")
+    return Path(folder).expanduser().resolve() / "milvus.db"
 
 
 def _options(query: str) -> dict[str, str]:

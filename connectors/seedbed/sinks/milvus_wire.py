@@ -44,11 +44,17 @@ class Fault(Exception):
         self.old: int = status.error_code
         self.code: int = status.code
         self.reason: str = status.reason
+        self.retriable: bool = status.retriable
 
     @property
     def not_found(self) -> bool:
         """The collection or alias that was asked for is not there."""
         return self.code in (100, 1600) or self.old == 4
+
+    @property
+    def not_loaded(self) -> bool:
+        """The collection is there and not in memory."""
+        return 101 in (self.code, self.old)
 
     @property
     def limited(self) -> bool:
@@ -171,7 +177,10 @@ def translate(error: Any, setting: str) -> SeedbedError:
         hint = "give the gRPC port, by default 19530; Milvus' HTTP port answers nothing of this"
         return ConfigError(f"what answers there is no Milvus server: {words}", setting=setting, hint=hint)
     if code == kinds.UNAVAILABLE and _TLS_WORDS.search(words):
-        hint = "a server without TLS wants a URL without tls=true; one with it needs a certificate that is trusted here"
+        hint = (
+            "a server without TLS wants a URL without tls=true; a certificate of your own authority is trusted"
+            " where the environment's GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names that authority's file"
+        )
         return Fatal(f"Milvus: no TLS connection: {words}", setting=setting, hint=hint)
     if code == kinds.UNAVAILABLE:
         hint = "check the host and port in the URL, that the server runs, and whether it wants tls=true"
@@ -203,7 +212,7 @@ def translate_fault(fault: Fault, setting: str) -> SeedbedError:
         return _wrong_login(words, setting)
     if "privilege" in words.lower() or "permission" in words.lower():
         return Fatal(f"Milvus: missing rights: {words}", setting=setting, hint="grant them to the user in the URL")
-    if fault.code in _BUSY or fault.old in _BUSY_OLD or "RateLimit" in words or "rate limit" in words:
+    if fault.retriable or fault.not_loaded or fault.code in _BUSY or fault.old in _BUSY_OLD:
         return Transient(f"Milvus is busy: {fault.call}: {words}", setting=setting)
     return Fatal(f"Milvus: {fault.call}: {words} (code {fault.code or fault.old})", setting=setting)
 
