@@ -16,6 +16,7 @@ from seedbed.errors import RowError
 from seedbed.protocols import Vectors
 from seedbed.sinks.checks import check_json, key_at
 from seedbed.sinks.milvus_filter import stored_name
+from seedbed.sinks.protobuf import varint
 
 DYNAMIC = "$meta"
 LONGEST = 65535
@@ -90,7 +91,7 @@ def vector_field(vectors: Vectors, *, half: bool) -> Any:
     else:
         made.type = _TYPES.FloatVector
         raw = vectors.astype("<f4", copy=False).tobytes()
-        made.vectors.float_vector.ParseFromString(b"\x0a" + _varint(len(raw)) + raw)
+        made.vectors.float_vector.ParseFromString(b"\x0a" + varint(len(raw)) + raw)
     return made
 
 
@@ -145,15 +146,6 @@ def _integers(name: str, points: pa.RecordBatch) -> Any:
     made = schema_pb2.FieldData(type=_TYPES.Int32, field_name=name)
     made.scalars.int_data.data.extend(points.column(name).to_pylist())
     return made
-
-
-def _varint(number: int) -> bytes:
-    made = bytearray()
-    while number > 127:
-        made.append(number & 127 | 128)
-        number >>= 7
-    made.append(number)
-    return bytes(made)
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:

@@ -1,7 +1,6 @@
 """`UpsertPoints` as bytes, out of an Arrow batch: Qdrant's points.proto, by protobuf's wire format.
 
 The client makes an object for each point and each value, and copies each number of a vector: 28 µs a row of 1,024.
-https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from seedbed.batch import vectors_of
+from seedbed.sinks.protobuf import varint
 from seedbed.sinks.qdrant_payload import columns
 
 _REQUEST_BYTES = 16 * 1024 * 1024
@@ -22,13 +22,13 @@ _DOUBLE = struct.Struct("<Bd").pack
 def upserts(collection: str, points: pa.RecordBatch) -> Iterator[bytes]:
     """Requests of about 16 MiB at most, which wait until the points can be found."""
     name = collection.encode()
-    head = b"\x0a" + _varint(len(name)) + name + b"\x10\x01"
+    head = b"\x0a" + varint(len(name)) + name + b"\x10\x01"
     parts, size = [head], 0
     for point in _points(points):
         if size and size + len(point) > _REQUEST_BYTES:
             yield b"".join(parts)
             parts, size = [head], 0
-        parts += [b"\x1a", _varint(len(point)), point]
+        parts += [b"\x1a", varint(len(point)), point]
         size += len(point)
     yield b"".join(parts)
 
@@ -37,9 +37,9 @@ def _points(points: pa.RecordBatch) -> Iterator[bytes]:
     vectors = vectors_of(points)
     raw, width = vectors.tobytes(), vectors.shape[1] * 4
     # Vectors { vector { dense = 101 { data = 1, packed } } }
-    head = b"\x0a" + _varint(width) if width else b""
+    head = b"\x0a" + varint(width) if width else b""
     for field in (b"\xaa\x06", b"\x0a", b"\x22"):
-        head = field + _varint(width + len(head)) + head
+        head = field + varint(width + len(head)) + head
     values = [_entries(name, column) for name, column in columns(points).items()]
     for row, identity in enumerate(points.column("id").to_pylist()):
         fields = b"".join([entries[row] for entries in values])
@@ -50,15 +50,15 @@ def _points(points: pa.RecordBatch) -> Iterator[bytes]:
 def _entries(name: str, values: list[Any]) -> list[bytes]:
     """`payload` entries of one field: nothing for NULL."""
     key = name.encode()
-    head = b"\x0a" + _varint(len(key)) + key + b"\x12"
+    head = b"\x0a" + varint(len(key)) + key + b"\x12"
     made = []
     for value in values:
         if value is None:
             made.append(b"")
             continue
         body = _value(value)
-        entry = head + _varint(len(body)) + body
-        made.append(b"\x1a" + _varint(len(entry)) + entry)
+        entry = head + varint(len(body)) + body
+        made.append(b"\x1a" + varint(len(entry)) + entry)
     return made
 
 
@@ -68,35 +68,21 @@ def _value(value: Any) -> bytes:
 
 def _text(value: str) -> bytes:
     raw = value.encode()
-    return b"\x22" + _varint(len(raw)) + raw
+    return b"\x22" + varint(len(raw)) + raw
 
 
 def _list(value: list[Any]) -> bytes:
     items = [_value(item) for item in value]
-    body = b"".join([b"\x0a" + _varint(len(item)) + item for item in items])
-    return b"\x3a" + _varint(len(body)) + body
+    body = b"".join([b"\x0a" + varint(len(item)) + item for item in items])
+    return b"\x3a" + varint(len(body)) + body
 
 
 _KINDS: dict[type, Callable[[Any], bytes]] = {
     str: _text,
     bool: lambda value: b"\x28\x01" if value else b"\x28\x00",
     # Negative numbers are their two's complement in 64 bits.
-    int: lambda value: b"\x18" + _varint(value & 0xFFFFFFFFFFFFFFFF),
+    int: lambda value: b"\x18" + varint(value & 0xFFFFFFFFFFFFFFFF),
     float: lambda value: _DOUBLE(0x11, value),
     list: _list,
     type(None): lambda value: b"\x08\x00",
 }
-
-
-def _varint(number: int) -> bytes:
-    if number < 0x80:
-        return _SMALL[number]
-    made = bytearray()
-    while number > 0x7F:
-        made.append(number & 0x7F | 0x80)
-        number >>= 7
-    made.append(number)
-    return bytes(made)
-
-
-_SMALL = [bytes([number]) for number in range(0x80)]
