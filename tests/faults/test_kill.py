@@ -70,7 +70,7 @@ def killed(declared: dict[str, Any], after: float) -> bool:
 
 
 def assert_in_step(connection: psycopg.Connection[Any], pipeline: Pipeline) -> None:
-    """Every chunk of every row stands with its vector and payload, and nothing else does."""
+    """In each store, every chunk of every row stands with its vector and payload, and nothing else does."""
     embedder = seedbed.embedder("hash:16")
     with pipeline.open() as session:
         chunker = session.chunker
@@ -80,27 +80,39 @@ def assert_in_step(connection: psycopg.Connection[Any], pipeline: Pipeline) -> N
             for number, body, price in connection.execute("select id, body, price from item").fetchall()
             for chunk, (start, end) in enumerate(chunker.spans(body))
         }
-    found = {
-        str(id): (price, vector)
-        for id, price, vector in connection.execute("select id, price, vector::text from killed").fetchall()
-    }
-    assert found.keys() == wanted.keys()
-    vectors = embedder.embed([Content.of(piece) for _, piece in wanted.values()])
-    for (id, (price, _)), vector in zip(wanted.items(), vectors, strict=True):
-        assert found[id][0] == price
-        np.testing.assert_allclose(np.fromstring(found[id][1].strip("[]"), sep=","), vector, atol=1e-6)
+        vectors = embedder.embed([Content.of(piece) for _, piece in wanted.values()])
+        for config in session.declaration.sink:
+            found = {
+                point["id"]: point
+                for page in session.open_sink(config).scan(vectors=True)
+                for point in page.select(["id", "price", "vector"]).to_pylist()
+            }
+            assert found.keys() == wanted.keys(), config.name
+            assert [found[id]["price"] for id in wanted] == [price for price, _ in wanted.values()]
+            np.testing.assert_allclose([found[id]["vector"] for id in wanted], vectors, atol=1e-6)
 
 
-@pytest.mark.parametrize("ledger", ["sqlite", "postgres"])
-def test_a_killed_run_is_repaired_by_running_again(ledger: str, pg_url: str, tmp_path: Path) -> None:
-    chance = random.Random(f"kill {ledger}")
+@pytest.mark.parametrize(
+    ("ledger", "stores", "kills", "latest"),
+    [
+        ("sqlite", ["pgvector"], KILLS * 3 // 8, 0.5),
+        ("postgres", ["pgvector"], KILLS * 3 // 8, 0.5),
+        ("sqlite", ["pgvector", "qdrant", "milvus"], KILLS - 2 * (KILLS * 3 // 8), 3.0),
+    ],
+    ids=["sqlite", "postgres", "three stores"],
+)
+def test_a_killed_run_is_repaired_by_running_again(
+    ledger: str, stores: list[str], kills: int, latest: float, pg_url: str, tmp_path: Path
+) -> None:
+    chance = random.Random(f"kill {ledger} {stores}")
+    urls = {"pgvector": pg_url, "qdrant": "qdrant+embedded:./qdrant", "milvus": "milvus+embedded:./milvus"}
     declared: dict[str, Any] = {
         "name": "killed",
         "source": {"url": pg_url, "table": "item"},
         "content": {"text": "{body}"},
         "chunk": {"tokens": 10, "overlap": 2},
         "embedder": {"url": "hash:16"},
-        "sink": [{"url": f"{pg_url}", "collection": "killed", "payload": ["price"]}],
+        "sink": [{"name": name, "url": urls[name], "collection": "killed", "payload": ["price"]} for name in stores],
         "ledger": {"url": pg_url if ledger == "postgres" else "sqlite:./l"},
         "base": str(tmp_path),
     }
@@ -111,13 +123,13 @@ def test_a_killed_run_is_repaired_by_running_again(ledger: str, pg_url: str, tmp
             for number in range(ROWS):
                 copy.write_row((number, text(chance), number % 100))
         hits = 0
-        for round_ in range(KILLS // 2):
-            hits += killed(declared, after=chance.uniform(0.02, 1.2 if round_ == 0 else 0.5))
+        for round_ in range(kills):
+            hits += killed(declared, after=chance.uniform(0.02, max(1.2, latest) if round_ == 0 else latest))
             edit(connection, chance)
         report = pipeline.sync(allow_deletes=True)
         assert report.exit_code == 0
         assert_in_step(connection, pipeline)
         again = pipeline.sync()
         assert (again.upserted, again.deleted) == (0, 0)
-    print(f"{ledger} ledger: {hits} of {KILLS // 2} runs were killed while they ran; store = source")  # noqa: T201
+    print(f"{ledger} ledger, {stores}: {hits} of {kills} runs were killed while they ran; store = source")  # noqa: T201
     assert hits > 0, "every run ended before its kill: the instants prove nothing"
