@@ -10,6 +10,11 @@ import tempfile
 from pathlib import Path
 
 DIMENSIONS = 1024
+STORES = {
+    "pgvector": "pgvector+embedded:{}/pg?index=none",
+    "qdrant, embedded": "qdrant+embedded:{}",
+    "milvus, embedded": "milvus+embedded:{}",
+}
 
 
 def stream(url: str, rows: int) -> None:
@@ -48,7 +53,7 @@ def main() -> None:
     print(f"{rows:,} rows of {DIMENSIONS:,} dimensions; MB of the process that writes\n")
     print("| store | grown after the first tenth | at the end | peak, with mapped files |")
     print("|---|---|---|---|")
-    for name, url in (("pgvector", "pgvector+embedded:{}/pg?index=none"), ("qdrant, embedded", "qdrant+embedded:{}")):
+    for name, url in STORES.items():
         with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="seedbed-bench-") as folder:
             Path(folder).chmod(0o755)
             command = [sys.executable, __file__, url.format(folder), str(rows)]
