@@ -81,15 +81,17 @@ def batches(rows: int, dimensions: int, first: int = 0) -> Batches:
     return made
 
 
-def through(url: str, dimensions: int) -> Callable[[Batches], None]:
+def through(url: str, dimensions: int, forget: Callable[[str], object] = str) -> Callable[[Batches], None]:
     def write(given: Batches) -> None:
-        sink: Sink = registry.sink(url, collection=f"ours_{uuid.uuid4().hex}")
+        name = f"ours_{uuid.uuid4().hex}"
+        sink: Sink = registry.sink(url, collection=name)
         spec = CollectionSpec("ours", "bench", Space("m", "r", dimensions), "cosine", PAYLOAD)
         sink.ensure(spec)
         with timed():
             for batch in given:
                 sink.upsert(batch)
         sink.close()
+        forget(name)
 
     return write
 
@@ -301,9 +303,15 @@ def milvus_contests(folder: Path, dimensions: int) -> Iterator[dict[str, Contest
     login, _, address = url.removeprefix("milvus://").rpartition("@")
     client = MilvusClient(f"http://{address}", token=login)
     lite = MilvusClient(f"{folder}/theirs.db")
+
+    def forget(name: str) -> None:
+        """A server goes on indexing what stands, beside whoever writes next."""
+        client.drop_alias(name)
+        client.drop_collection(f"{name}__v1")
+
     yield {
-        "milvus 2.3.5": Contest(through(url, dimensions), milvus_bytes(client, address, login, dimensions)),
-        "milvus 2.3.5, rows": Contest(through(url, dimensions), milvus_rows(client, dimensions)),
+        "milvus 2.3.5": Contest(through(url, dimensions, forget), milvus_bytes(client, address, login, dimensions)),
+        "milvus 2.3.5, rows": Contest(through(url, dimensions, forget), milvus_rows(client, dimensions)),
         "milvus, embedded": Contest(
             through(f"milvus+embedded:{folder}/milvus", dimensions), milvus_rows(lite, dimensions)
         ),
