@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import psycopg
 from psycopg import sql
@@ -11,7 +11,6 @@ from psycopg.abc import Buffer
 from psycopg.rows import TupleRow
 
 from seedbed.postgres import Database, mapped
-from seedbed.sources.pg_copy import copy_rows
 
 _SETTINGS = (
     "SET default_transaction_read_only = on",
@@ -65,8 +64,8 @@ class ReadSession:
         """The rows of `statement` as CSV lines, one an item."""
         connection = self.connection()
         wrapped = as_bytes(sql.SQL("COPY ({}) TO STDOUT (FORMAT csv)").format(statement))
-        with mapped(setting), self._raw(connection), closing(copy_rows(connection, wrapped)) as rows:
-            yield rows
+        with mapped(setting), self._raw(connection), connection.cursor() as cursor, cursor.copy(wrapped) as copy:
+            yield copy
 
     @contextmanager
     def _raw(self, connection: psycopg.Connection[TupleRow]) -> Iterator[None]:
