@@ -8,7 +8,7 @@ from seedbed.diff import Differ, PageDiff
 from seedbed.embedding import EmbeddingStage
 from seedbed.errors import ServiceError
 from seedbed.ledger import Destination
-from seedbed.protocols import CanCountTokens, CanFetch, Selection
+from seedbed.protocols import CanCountTokens, Selection
 from seedbed.report import PlanReport
 from seedbed.retry import Patience
 from seedbed.session import Outlet, Session
@@ -27,7 +27,7 @@ def plan(session: Session) -> PlanReport:
         session.ledger,
         destinations,
         fail_empty=session.declaration.content.empty == "fail",
-        fetch=session.source.fetch if isinstance(session.source, CanFetch) else None,
+        fetch=session.fetch,
     )
     config, state = session.declaration.source, session.ledger.state(pipeline)
     by_watermark = config.changes == "watermark"

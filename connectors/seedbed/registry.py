@@ -49,7 +49,7 @@ Factory = Callable[[str, Mapping[str, Any]], Any]
 
 
 def source(url: str, **settings: Any) -> Source:
-    """A source by URL: `postgresql://…` (settings table or query, key, where, …) the path of a
+    """A source by URL: `postgresql://…` (settings table or query, key, where, …), the path of a
     Parquet, CSV or JSONL file, or `files:PATTERN`."""
     scheme = _scheme(url)
     known = scheme if scheme and (scheme in SOURCES or _outside("seedbed.sources", scheme)) else "file"
@@ -62,8 +62,8 @@ def embedder(url: str, **settings: Any) -> Embedder:
 
 
 def sink(url: str, **settings: Any) -> Sink:
-    """A sink by URL: `postgresql://…`, `pgvector+embedded:DIR`, `milvus://…`, `milvus+embedded:DIR`, `memory:`
-    (settings collection, …)."""
+    """A sink by URL: `postgresql://…`, `qdrant://…`, `milvus://…`; in a folder `pgvector+embedded:DIR`,
+    `qdrant+embedded:DIR`, `milvus+embedded:DIR`; `memory:` (settings collection, api_key, tls)."""
     return cast(Sink, _make("sink", SINKS, "seedbed.sinks", _scheme(url), url, settings))
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from seedbed import registry
 from seedbed.cache import VectorCache, parse_size
 from seedbed.declaration import Declaration, SinkConfig, settings
+from seedbed.diff import Fetch
 from seedbed.errors import ConfigError
 from seedbed.ledger import Ledger, open_ledger
-from seedbed.protocols import CanCountTokens, CollectionSpec, Embedder, Sink, Source
+from seedbed.protocols import CanCountTokens, CanFetch, CollectionSpec, Embedder, Sink, Source
 from seedbed.recipe import PayloadRecipe, Recipe
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class Session:
         source = registry.source(config.url, **settings(config, "tenant"))
         self._stack.callback(source.close)
         return source
+
+    @property
+    def fetch(self) -> Fetch | None:
+        """How rows are read whole, where the source's pages do not hold them so."""
+        return self.source.fetch if isinstance(self.source, CanFetch) else None
 
     @cached_property
     def embedder(self) -> Embedder:

@@ -20,7 +20,7 @@ from seedbed.embedding import Embedded, EmbeddingStage
 from seedbed.errors import Refused, SeedbedError, ServiceError
 from seedbed.identity import show_key
 from seedbed.ledger import Destination, RowFailure, State
-from seedbed.protocols import CanFetch, CanTellProvenance, Page, Selection, Sink
+from seedbed.protocols import CanTellProvenance, Page, Selection, Sink
 from seedbed.report import SinkCounts, SyncReport
 from seedbed.retry import Patience
 from seedbed.session import Outlet, Session
@@ -164,7 +164,7 @@ class _Run:
             self._session.ledger,
             [live.destination for live in self._live],
             fail_empty=self._session.declaration.content.empty == "fail",
-            fetch=self._session.source.fetch if isinstance(self._session.source, CanFetch) else None,
+            fetch=self._session.fetch,
             rewrite=self._options.full,
         )
 

@@ -64,7 +64,7 @@ class Listing:
         self._root, self._matches = _split(path)
 
     def files(self) -> list[File]:
-        """In the order of their paths' bytes. The list is held whole: about 0.5 kB a file."""
+        """In the order of their paths' bytes. All are held at once: 1.2 kB a file at the peak."""
         try:
             found = list(self._local() if self.local else self._remote())
         except SeedbedError:

@@ -50,7 +50,7 @@ class FilesSource:
                 )
         self._pattern = url.removeprefix("files:")
         self._files = Listing(self._pattern)
-        self._names: dict[str, str] = {}
+        self._listed: dict[str, File] = {}
 
     @property
     def key_columns(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class FilesSource:
         if selection.keys is not None:
             wanted = {key_parts(key)[0] for key in selection.keys}
             files = [file for file in files if file.path in wanted]
-        self._names = {file.path: file.name for file in files}
+        self._listed = {file.path: file for file in files}
         chunks = _chunks(files, selection, keyless)
         return paging.pages(chunks, selection.within, complete=selection.keys is None)
 
@@ -81,35 +81,27 @@ class FilesSource:
         whole = paging.take(page.rows, pa.array(rows, pa.int64()))
         if "content" not in page.rows.schema.names:
             return whole, {}
-        names = [self._names[key_parts(page.keys[row])[0]] for row in rows]
-        found, missing = self._read(names), dict[int, str | None]()
+        files = [self._listed[key_parts(page.keys[row])[0]] for row in rows]
+        found, missing = self._read(files), dict[int, str | None]()
         texts: list[str | None] = []
-        for row, name in zip(rows, names, strict=True):
-            text, reason = _text(found[name], name)
+        for row, file in zip(rows, files, strict=True):
+            text, reason = _text(found[file.name], file.name)
             texts.append(text)
             if text is None:
                 missing[row] = reason
         at = whole.schema.get_field_index("content")
         return whole.set_column(at, whole.schema.field(at), pa.array(texts, pa.string())), missing
 
-    def _read(self, names: Sequence[str]) -> dict[str, Any]:
-        """Bytes of each, or the error."""
-        sizes = {name: size for name, size in ((name, self._size(name)) for name in names) if size is not None}
-        readable = [name for name, size in sizes.items() if size <= _MOST_BYTES]
-        found: dict[str, Any] = dict.fromkeys(names, FileNotFoundError())
-        found |= dict.fromkeys(sizes, f"is larger than {_MOST_BYTES:,} bytes")
+    def _read(self, files: Sequence[File]) -> dict[str, Any]:
+        """Bytes of each, or the error, or the reason why it is not read."""
+        found: dict[str, Any] = {
+            file.name: f"is larger than {_MOST_BYTES:,} bytes" for file in files if file.size > _MOST_BYTES
+        }
+        readable = [file.name for file in files if file.size <= _MOST_BYTES]
         if readable:
             # Paths are literal here: a `[` in one is no pattern.
             found |= {name: self._bytes(name) for name in readable} if self._files.local else self._remote(readable)
         return found
-
-    def _size(self, name: str) -> int | None:
-        try:
-            return int(self._files.system.info(name)["size"] or 0)
-        except FileNotFoundError:
-            return None
-        except Exception as error:
-            raise mapped(error, name) from error
 
     def _bytes(self, name: str) -> bytes | Exception:
         try:
