@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -587,6 +589,14 @@ def test_what_is_no_milvus_is_said() -> None:
         other = failure(f"milvus://127.0.0.1:{port}")
     assert isinstance(other, ConfigError)
     assert "no Milvus server" in other.message
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as web:
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        plain = failure(f"milvus://127.0.0.1:{web.server_port}")
+        web.shutdown()
+        thread.join()
+    assert isinstance(plain, ConfigError)
+    assert "no Milvus server" in plain.message
 
 
 def test_a_lost_connection_is_transient_and_comes_back(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def translate(error: Any, setting: str) -> SeedbedError:
         return _wrong_login(words, setting)
     if code == kinds.PERMISSION_DENIED:
         return Fatal(f"Milvus: missing rights: {words}", setting=setting, hint="grant them to the user in the URL")
-    if code == kinds.UNIMPLEMENTED or "http1" in words:
+    if code == kinds.UNIMPLEMENTED or re.search("http1|parsing HTTP/2", words):
         hint = "give the gRPC port, by default 19530; Milvus' HTTP port answers nothing of this"
         return ConfigError(f"what answers there is no Milvus server: {words}", setting=setting, hint=hint)
     if code == kinds.UNAVAILABLE and _TLS_WORDS.search(words):

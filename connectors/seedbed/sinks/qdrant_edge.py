@@ -60,18 +60,20 @@ class EdgeEngine:
 
     def create(self, version: str, spec: CollectionSpec, meta: str) -> None:
         with _mapped():
-            if self._home.exists() and any(self._home.iterdir()) and not (self._home / version).exists():
-                raise Refused(
-                    f"the folder {self._home} holds something that Seedbed did not make",
-                    setting="sink.url",
-                    hint="name another folder or collection",
-                )
-            points = self._points(version)
-            # Left by a run that was killed before it wrote the pointer: nothing of it was ever used.
-            shutil.rmtree(points, ignore_errors=True)
-            points.mkdir(parents=True)
-            edge.EdgeShard.create(str(points), self._config(spec)).close()
-            _write(self._meta(version), meta)
+            place, fresh = self._home / version, self._home / f"{version}.new"
+            # Left by a run that was killed: nothing of it was ever used.
+            shutil.rmtree(fresh, ignore_errors=True)
+            if not self._meta(version).exists():
+                if self._home.exists() and any(self._home.iterdir()):
+                    raise Refused(
+                        f"the folder {self._home} holds something that Seedbed did not make",
+                        setting="sink.url",
+                        hint="name another folder or collection",
+                    )
+                (fresh / "points").mkdir(parents=True)
+                edge.EdgeShard.create(str(fresh / "points"), self._config(spec)).close()
+                _write(fresh / "collection.json", meta)
+                fresh.rename(place)
             _write(self._home / "current", version)
 
     def keep(self, version: str, meta: str) -> None:

@@ -50,8 +50,8 @@ def _unreachable(words: str, where: str) -> SeedbedError:
     if "ssl" in low or "tls" in low or "handshake" in low:
         hint = "a plain port wants tls = false; a self-signed certificate must be known to this machine"
         return Fatal(f"no TLS with {where}: {words}", setting="sink.tls", hint=hint)
-    if "http1" in low or "http/1" in low:
-        hint = "6334 is Qdrant's gRPC port, 6333 its REST port"
-        return ConfigError(f"{where} speaks HTTP, not gRPC: {words}", setting="sink.url", hint=hint)
+    if "http1" in low or "parsing http/2" in low:
+        hint = "6334 is Qdrant's gRPC port, 6333 its REST port; a port with TLS wants tls = true"
+        return ConfigError(f"{where} does not speak gRPC: {words}", setting="sink.url", hint=hint)
     hint = "check the host and port (6334 is gRPC), tls, and that the server runs"
     return Transient(f"Qdrant cannot be reached at {where}: {words}", setting="sink.url", hint=hint)
