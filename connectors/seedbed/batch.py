@@ -1,6 +1,7 @@
 """Arrow helpers: the batches that travel between the roles.
 
-Points: `id: string` (uuid), `vector: fixed_size_list<float32>[d]`, the reserved fields, then payload.
+Points: `id: string` (uuid), `vector: fixed_size_list<float32>[d]` or one `vector_NAME` for each named vector (NULL
+where a point has none of it), the reserved fields, then payload.
 Payload has few types, the same in every store: string, bool, int64, double, timestamp[us, UTC] and
 lists of string, int64 or double. Decimals, dates, UUIDs and JSON become strings, NaN becomes null,
 bytes are refused.
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from seedbed.errors import ConfigError
 from seedbed.identity import point_id
-from seedbed.protocols import Vectors
+from seedbed.protocols import UNNAMED, Vectors
 
 RESERVED = pa.schema(
     [
@@ -42,11 +43,17 @@ _TEXTY = (
 )
 
 
-def point_schema(dimensions: int | None, payload: pa.Schema) -> pa.Schema:
+def vector_column(name: str) -> str:
+    """The column of a vector by its name."""
+    return f"vector_{name}" if name else "vector"
+
+
+def point_schema(dimensions: int | None, payload: pa.Schema, vectors: Sequence[str] = (UNNAMED,)) -> pa.Schema:
     """The schema of a batch for `Sink.upsert`; with None, for `Sink.set_payload` (no vector)."""
     head = [pa.field("id", pa.string(), nullable=False)]
     if dimensions is not None:
-        head.append(pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False))
+        kind = pa.list_(pa.float32(), dimensions)
+        head += [pa.field(vector_column(name), kind, nullable=name != UNNAMED) for name in vectors]
     return pa.schema([*head, *RESERVED, *payload])
 
 
@@ -72,20 +79,44 @@ def points(keys: Sequence[str], vectors: Vectors, payload: Mapping[str, Any] | N
 
 def payload_of(schema: pa.Schema) -> pa.Schema:
     """The payload fields of a batch of points."""
-    return pa.schema([f for f in schema if f.name not in ("id", "vector") and f.name not in RESERVED.names])
+    return pa.schema([f for f in schema if f.name != "id" and not is_vector(f) and f.name not in RESERVED.names])
 
 
-def vectors_array(vectors: Vectors) -> pa.FixedSizeListArray:
-    """float32 (n, d) as one Arrow column, without a copy where it is contiguous."""
+def is_vector(field: pa.Field) -> bool:
+    """Whether a column of points holds vectors: no payload is of such a type."""
+    return bool(pa.types.is_fixed_size_list(field.type))
+
+
+def vector_names(schema: pa.Schema) -> list[str]:
+    """The vectors' names of a batch of points."""
+    return [field.name.removeprefix("vector").removeprefix("_") for field in schema if is_vector(field)]
+
+
+def vectors_array(vectors: Vectors, present: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:
+    """float32 (n, d) as one Arrow column, without a copy where it is contiguous; NULL where not `present`."""
     flat = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
+    absent = None if present is None or present.all() else pa.array(~present)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1], mask=absent)
 
 
-def vectors_of(batch: pa.RecordBatch, column: str = "vector") -> Vectors:
-    """The column as float32 (n, d). `flatten`, not `values`: on a slice the latter ignores the offset."""
-    array = batch.column(column)
+def vectors_of(batch: pa.RecordBatch, name: str = UNNAMED) -> Vectors:
+    """A vector's column as float32 (n, d), zeros where it is NULL. `flatten`, not `values`: on a slice the latter
+    ignores the offset."""
+    array = batch.column(vector_column(name))
+    size = array.type.list_size
     flat: Vectors = numbers_of(array.flatten())
-    return flat.reshape(len(array), array.type.list_size)
+    if not array.null_count:
+        return flat.reshape(len(array), size)
+    whole = np.zeros((len(array), size), np.float32)
+    whole[present_in(batch, name)] = flat.reshape(-1, size)
+    return whole
+
+
+def present_in(batch: pa.RecordBatch, name: str = UNNAMED) -> npt.NDArray[np.bool_]:
+    """Which points have a vector of that name: shape (n,)."""
+    valid = batch.column(vector_column(name)).is_valid()
+    found: npt.NDArray[np.bool_] = valid.to_numpy(zero_copy_only=False)
+    return found
 
 
 _NUMBERS: dict[Any, np.dtype[Any]] = {pa.int64(): np.dtype(np.int64), pa.float32(): np.dtype(np.float32)}

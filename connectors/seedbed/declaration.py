@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
 from seedbed.errors import ConfigError
-from seedbed.protocols import Metric
+from seedbed.protocols import UNNAMED, Metric
 
 
 class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,7 +90,8 @@ class Declaration(_Table, frozen=True, kw_only=True):
 
     name: str
     source: SourceConfig
-    content: ContentConfig
+    content: dict[str, ContentConfig]
+    """By the vector's name; protocols.UNNAMED where `[content]` itself says what the one vector is made from."""
     embedder: EmbedderConfig
     sink: list[SinkConfig]
     chunk: ChunkConfig | None = None
@@ -142,15 +143,22 @@ def declare(declared: Mapping[str, Any], *, base: Path) -> Declaration:
     """The same from a mapping; relative paths are relative to `base`. Raises ConfigError."""
     _refuse_unknown(Declaration, declared, "")
     expanded = _expand(declared, base, "")
+    if isinstance(content := expanded.get("content"), dict) and not _named(content):
+        expanded["content"] = {UNNAMED: content}
     try:
         made = msgspec.convert(expanded, Declaration)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
-        setting = where.rstrip("`").lstrip(".") or None
+        setting = where.rstrip("`").lstrip(".").replace("[...]", "") or None
         raise ConfigError(
             message, setting=setting, hint="the pipeline's settings are described in the README"
         ) from None
     return _complete(made, base)
+
+
+def _named(content: Mapping[str, Any]) -> bool:
+    """Whether `[content]` holds a table for each of several vectors."""
+    return any(isinstance(value, Mapping) for value in content.values())
 
 
 # --- unknown names ----------------------------------------------------------------------------------
@@ -167,11 +175,34 @@ def _refuse_unknown(struct: type[Struct], declared: Mapping[str, Any], where: st
                 setting=setting,
                 hint=f"did you mean {where}{near[0]}?" if near else f"known here: {', '.join(fields)}",
             )
+        if struct is Declaration and name == "content" and isinstance(value, Mapping):
+            _refuse_unknown_contents(value)
+            continue
         nested = _struct_of(fields[name])
         for number, item in enumerate(value if isinstance(value, list) else [value]):
             if nested and isinstance(item, Mapping):
                 index = f"[{number}]" if isinstance(value, list) else ""
                 _refuse_unknown(nested, item, f"{setting}{index}.")
+
+
+def _refuse_unknown_contents(content: Mapping[str, Any]) -> None:
+    if not _named(content):
+        _refuse_unknown(ContentConfig, content, "content.")
+        return
+    for name, part in content.items():
+        if not isinstance(part, Mapping):
+            raise ConfigError(
+                f"[content] says {name!r} itself and names vectors too",
+                setting=f"content.{name}",
+                hint="either one vector of [content], or a table [content.NAME] for each",
+            )
+        if not _VECTOR_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{name!r} is no vector's name",
+                setting=f"content.{name}",
+                hint="a lower-case letter, then letters, digits and `_`, at most 32",
+            )
+        _refuse_unknown(ContentConfig, part, f"content.{name}.")
 
 
 def _struct_of(kind: Any) -> type[Struct] | None:
@@ -183,6 +214,7 @@ def _struct_of(kind: Any) -> type[Struct] | None:
 
 # --- secrets and paths ------------------------------------------------------------------------------
 
+_VECTOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _REFERENCE = re.compile(r"\$\{(file:)?([^}]*)\}")
 _T = TypeVar("_T")
 
@@ -238,6 +270,12 @@ def _complete(made: Declaration, base: Path) -> Declaration:
             raise ConfigError(
                 f"{share} is no share of the rows", setting=f"limits.{setting}", hint="0.2 is one in five"
             )
+    if made.chunk is not None and UNNAMED not in made.content:
+        raise ConfigError(
+            "a row with several named vectors cannot be cut into chunks",
+            setting="chunk",
+            hint="leave out [chunk], or make one vector of [content]",
+        )
     sinks = [_complete_sink(sink, made, base) for sink in made.sink]
     names = [sink.name for sink in sinks]
     if twice := {name for name in names if names.count(name) > 1}:

@@ -8,10 +8,10 @@ from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from seedbed.content import Content, Text
+from seedbed.content import Content
 from seedbed.ledger import Destination, Ledger, RowFailure, Standing
 from seedbed.protocols import Page
-from seedbed.recipe import PayloadRecipe, Recipe
+from seedbed.recipe import PayloadRecipe, Recipe, Rendered
 
 T = TypeVar("T")
 Fetch = Callable[[Page, Sequence[int]], tuple[pa.RecordBatch, dict[int, str | None]]]
@@ -46,7 +46,8 @@ class Work:
 
     keys: list[str]
     positions: list[bytes]
-    contents: list[Content]
+    contents: list[tuple[Content, ...]]
+    """One a vector's name, in the recipe's order; an empty one has no vector."""
     hashes: list[bytes]
     rows: pa.RecordBatch
     needs: list[Need]
@@ -113,7 +114,6 @@ class Differ:
         ledger: Ledger,
         destinations: Sequence[Destination | None],
         *,
-        fail_empty: bool = False,
         rewrite: bool = False,
         fetch: Fetch | None = None,
     ) -> None:
@@ -122,57 +122,53 @@ class Differ:
         self._payloads = payloads
         self._ledger = ledger
         self._destinations = destinations
-        self._fail_empty = fail_empty
         self._rewrite = rewrite
 
     def diff(self, page: Page) -> PageDiff:
-        texts = self._recipe.texts(page.rows)
-        hashes = self._recipe.hashes(texts)
-        empty = {index for index, text in enumerate(texts) if not text or text.isspace()}
-        result = PageDiff(read=len(page.keys) + len(page.failed), skipped=0 if self._fail_empty else len(empty))
-        self._note_failures(page, hashes, empty, result)
+        rendered = self._recipe.render(page.rows)
+        hashes = self._recipe.hashes(rendered)
+        empty = rendered.skipped | rendered.refused.keys()
+        result = PageDiff(read=len(page.keys) + len(page.failed), skipped=len(rendered.skipped))
+        self._note_failures(page, hashes, rendered, result)
         staying = {position for position, _ in page.failed.values()}
-        if self._fail_empty:
-            staying |= {page.positions[index] for index in empty}
+        staying |= {page.positions[index] for index in rendered.refused}
         needs = [self._need(number, page, hashes, empty, staying, result) for number in range(len(self._destinations))]
         result.unchanged = len(page.keys) - len(empty)
         if not any(any(need.what) for need in needs):
             return result
         wanted = [index for index, whats in enumerate(zip(*(need.what for need in needs), strict=True)) if any(whats)]
         if self._fetch is None:
-            rows = page.rows if len(wanted) == len(texts) else page.rows.take(pa.array(wanted, pa.int64()))
-            texts = [texts[index] for index in wanted]
+            rows = page.rows if len(wanted) == len(hashes) else page.rows.take(pa.array(wanted, pa.int64()))
+            contents = rendered.contents(wanted)
         else:
-            wanted, rows, texts = self._whole(page, wanted, needs, result)
+            wanted, rows, contents = self._whole(page, wanted, needs, result)
         self._classify(wanted, needs, result)
         if wanted:
-            result.work = _work(page, rows, texts, hashes, needs, wanted)
+            result.work = _work(page, rows, contents, hashes, needs, wanted)
         return result
 
     def _whole(
         self, page: Page, wanted: list[int], needs: list[Need], result: PageDiff
-    ) -> tuple[list[int], pa.RecordBatch, list[str]]:
+    ) -> tuple[list[int], pa.RecordBatch, list[tuple[Content, ...]]]:
         """The rows that are to be written, read whole; without those that cannot be had or turn out to be empty."""
         assert self._fetch is not None
         rows, missing = self._fetch(page, wanted)
-        texts = self._recipe.texts(rows)
+        rendered = self._recipe.render(rows)
         kept = list[int]()
-        for number, (index, text) in enumerate(zip(wanted, texts, strict=True)):
-            reason = missing.get(index)
-            if index not in missing and text and not text.isspace():
+        for number, index in enumerate(wanted):
+            reason = missing[index] if index in missing else rendered.refused.get(number)
+            if index not in missing and number not in rendered.skipped and reason is None:
                 kept.append(number)
                 continue
             result.unchanged -= 1
-            if index not in missing and self._fail_empty:
-                reason = "its content is empty"
+            if reason is not None:
+                result.failures.append(RowFailure(page.positions[index], page.keys[index], None, reason))
             elif index not in missing:
                 result.skipped += 1
                 result.gone += self._emptied(page, index, needs)
-            if reason is not None:
-                result.failures.append(RowFailure(page.positions[index], page.keys[index], None, reason))
         if len(kept) < len(wanted):
             rows = rows.take(pa.array(kept, pa.int64()))
-        return [wanted[number] for number in kept], rows, [texts[number] for number in kept]
+        return [wanted[number] for number in kept], rows, rendered.contents(kept)
 
     @staticmethod
     def _emptied(page: Page, index: int, needs: list[Need]) -> list[Gone]:
@@ -182,16 +178,17 @@ class Differ:
             if need.stands[index]
         ]
 
-    def _note_failures(self, page: Page, hashes: list[bytes], empty: set[int], result: PageDiff) -> None:
+    @staticmethod
+    def _note_failures(page: Page, hashes: list[bytes], rendered: Rendered, result: PageDiff) -> None:
         for key, (position, reason) in page.failed.items():
             if position is None:
                 result.keyless.append(reason)
             else:
                 result.failures.append(RowFailure(position, key, None, reason))
-        if self._fail_empty:
-            result.failures += [
-                RowFailure(page.positions[i], page.keys[i], hashes[i], "its content is empty") for i in sorted(empty)
-            ]
+        result.failures += [
+            RowFailure(page.positions[row], page.keys[row], hashes[row], reason)
+            for row, reason in sorted(rendered.refused.items())
+        ]
 
     def _need(
         self,
@@ -271,13 +268,18 @@ class Differ:
 
 
 def _work(
-    page: Page, rows: pa.RecordBatch, texts: list[str], hashes: list[bytes], needs: list[Need], wanted: list[int]
+    page: Page,
+    rows: pa.RecordBatch,
+    contents: list[tuple[Content, ...]],
+    hashes: list[bytes],
+    needs: list[Need],
+    wanted: list[int],
 ) -> Work:
-    """`rows` and `texts` are those of `wanted`, the others all of the page."""
+    """`rows` and `contents` are those of `wanted`, the others all of the page."""
     return Work(
         [page.keys[i] for i in wanted],
         [page.positions[i] for i in wanted],
-        [Content((Text(text),)) for text in texts],
+        contents,
         [hashes[i] for i in wanted],
         rows,
         [

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from seedbed.cache import VectorCache
 from seedbed.content import Content
@@ -21,18 +23,30 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 """Characters [start, end) of a row's text that one point is made from."""
-Pieces = dict[int, list[tuple[bytes, Content]]]
-"""By row, the cache key and the content of each point."""
+
+
+class Piece(NamedTuple):
+    """What one vector is made from: which of a point's vectors it is, which of the row's points, the cache's key."""
+
+    vector: int
+    point: int
+    key: bytes
+    content: Content
+
+
+Pieces = dict[int, list[Piece]]
+"""By row."""
 
 
 @dataclass(slots=True)
 class Embedded:
-    """Work with its vectors. Point p of row r is number `first[r] + p`; rows that need no vector have spans,
-    but their vectors are undefined."""
+    """Work with its vectors. Point p of row r is number `first[r] + p` of each array of `vectors`, of which there is
+    one a vector's name; `present` says where it has one. Rows that need no vector have spans all the same."""
 
     work: Work
     spans: list[list[Span]]
-    vectors: Vectors = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    vectors: list[Vectors] = field(default_factory=list)
+    present: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     first: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
     """Rows that the model refused: index → reason."""
@@ -55,7 +69,7 @@ class EmbeddingStage:
         self._space = embedder.space.digest
 
     def __call__(self, work: Work) -> Embedded:
-        spans = [self.spans(content) for content in work.contents]
+        spans = [self.spans(contents) for contents in work.contents]
         pieces = self._pieces(work, spans)
         known = self._known(pieces)
         missing, askers = _first_askers(pieces, known)
@@ -63,7 +77,7 @@ class EmbeddingStage:
         refused = self._embed(missing, known)
         result = Embedded(work, spans, tokens=self._embedder.usage.tokens - before)
         for row, row_pieces in pieces.items():
-            bad = next((refused[key] for key, _ in row_pieces if key in refused), None)
+            bad = next((refused[piece.key] for piece in row_pieces if piece.key in refused), None)
             if bad is not None:
                 result.failed[row] = bad
             elif row in askers:
@@ -75,21 +89,23 @@ class EmbeddingStage:
 
     def missing(self, work: Work) -> list[Content]:
         """The contents that `__call__` would embed; embeds nothing."""
-        pieces = self._pieces(work, [self.spans(content) for content in work.contents])
+        pieces = self._pieces(work, [self.spans(contents) for contents in work.contents])
         return list(_first_askers(pieces, self._known(pieces))[0].values())
 
-    def spans(self, content: Content) -> list[Span]:
+    def spans(self, contents: Sequence[Content]) -> list[Span]:
+        text = whole_text(contents)
         if self._chunker is None:
-            return [(0, len(content.text))]
-        return self._chunker.spans(content.text)
+            return [(0, len(text))]
+        return self._chunker.spans(text)
 
     def _pieces(self, work: Work, spans: list[list[Span]]) -> Pieces:
         """Of the rows that need vectors."""
-        space = self._space
         return {
             row: [
-                (cache_key(space, "document", part.canonical()), part)
-                for part in (piece(work.contents[row], span) for span in spans[row])
+                Piece(vector, point, cache_key(self._space, "document", part.canonical()), part)
+                for vector, content in enumerate(work.contents[row])
+                if not content.empty
+                for point, part in enumerate(piece(content, span) for span in spans[row])
             ]
             for row in range(len(work))
             if any(need.what[row] == VECTOR for need in work.needs)
@@ -98,18 +114,20 @@ class EmbeddingStage:
     def _known(self, pieces: Pieces) -> dict[bytes, Vectors]:
         if self._cache is None:
             return {}
-        return self._cache.get([key for row_pieces in pieces.values() for key, _ in row_pieces])
+        return self._cache.get([piece.key for row_pieces in pieces.values() for piece in row_pieces])
 
     def _fill(self, result: Embedded, pieces: Pieces, known: dict[bytes, Vectors]) -> None:
-        nothing = np.zeros(self._dimensions, np.float32)
-        vectors: list[Vectors] = []
-        for row, row_spans in enumerate(result.spans):
-            result.first.append(len(vectors))
-            if row in pieces and row not in result.failed:
-                vectors += [known[key] for key, _ in pieces[row]]
-            else:
-                vectors += [nothing] * len(row_spans)
-        result.vectors = np.concatenate([nothing[:0], *vectors]).reshape(-1, self._dimensions)
+        counts = [len(spans) for spans in result.spans]
+        result.first = [0, *accumulate(counts)][:-1]
+        for _ in range(max(map(len, result.work.contents), default=0)):
+            result.vectors.append(np.zeros((sum(counts), self._dimensions), np.float32))
+            result.present.append(np.zeros(sum(counts), np.bool_))
+        for row, row_pieces in pieces.items():
+            if row in result.failed:
+                continue
+            for vector, point, key, _ in row_pieces:
+                result.vectors[vector][result.first[row] + point] = known[key]
+                result.present[vector][result.first[row] + point] = True
 
     def _embed(self, missing: dict[bytes, Content], known: dict[bytes, Vectors]) -> dict[bytes, str]:
         """Adds the missing vectors to the known ones and to the cache; the refused ones with their reasons."""
@@ -132,9 +150,15 @@ class EmbeddingStage:
         return {keys[n]: reason for n, reason in refused.items()}
 
 
+def whole_text(contents: Sequence[Content]) -> str:
+    """The text of all of a row's contents."""
+    return contents[0].text if len(contents) == 1 else "\n".join(c.text for c in contents if not c.empty)
+
+
 def piece(content: Content, span: Span) -> Content:
+    """A row's only content, or its chunk; several contents are never cut."""
     text = content.text
-    return content if span == (0, len(text)) else Content.of(text[slice(*span)])
+    return Content.of(text[slice(*span)]) if span[0] > 0 or span[1] < len(text) else content
 
 
 def _first_askers(pieces: Pieces, known: dict[bytes, Vectors]) -> tuple[dict[bytes, Content], set[int]]:
@@ -142,7 +166,7 @@ def _first_askers(pieces: Pieces, known: dict[bytes, Vectors]) -> tuple[dict[byt
     missing: dict[bytes, Content] = {}
     askers: set[int] = set()
     for row, row_pieces in pieces.items():
-        for key, content in row_pieces:
+        for _, _, key, content in row_pieces:
             if key not in known and key not in missing:
                 missing[key] = content
                 askers.add(row)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import struct
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -132,6 +132,16 @@ def point_id(key: str, chunk: int = 0) -> str:
 def content_hash(chunker: bytes, canonical: bytes) -> bytes:
     """SHA-256 of what a row becomes: the chunker's digest (empty without one) and the content's bytes."""
     return hashlib.sha256(chunker + canonical).digest()
+
+
+def named_content_hash(canonical: Mapping[str, bytes]) -> bytes:
+    """The same of a row with several named vectors: by name in order, `N`, the name and the content, each behind
+    its length (u64 LE). Another order of the names in a pipeline changes nothing."""
+    digest = hashlib.sha256()
+    for name, content in sorted(canonical.items()):
+        raw = name.encode()
+        digest.update(b"N" + struct.pack("<Q", len(raw)) + raw + struct.pack("<Q", len(content)) + content)
+    return digest.digest()
 
 
 def cache_key(space: bytes, kind: str, canonical: bytes) -> bytes:

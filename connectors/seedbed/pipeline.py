@@ -66,12 +66,14 @@ class Pipeline:
         filter: Mapping[str, object] | None = None,
         tenant: str | None = None,
         sink: str | None = None,
+        vector: str | None = None,
     ) -> list[dict[str, Any]]:
-        """The k nearest rows, best first: `id` (the key), `score`, `payload`, `chunk`."""
+        """The k nearest rows, best first: `id` (the key), `score`, `payload`, `chunk`; by the vector of that name, or
+        by all of them."""
         from seedbed.search import search
 
         with self.open() as session:
-            return search(session, words, k, filter=filter, tenant=tenant, sink=sink)
+            return search(session, words, k, filter=filter, tenant=tenant, sink=sink, vector=vector)
 
     def status(self) -> dict[str, Any]:
         """What stands, what failed, what the last runs did."""

@@ -26,7 +26,6 @@ def plan(session: Session) -> PlanReport:
         [outlet.payload for outlet in outlets],
         session.ledger,
         destinations,
-        fail_empty=session.declaration.content.empty == "fail",
         fetch=session.fetch,
     )
     config, state = session.declaration.source, session.ledger.state(pipeline)

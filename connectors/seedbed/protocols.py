@@ -21,6 +21,8 @@ Vectors = npt.NDArray[np.float32]
 """float32, C-contiguous, shape (n, dimensions)."""
 
 Metric = Literal["cosine", "dot", "l2"]
+UNNAMED = ""
+"""The name of a point's only vector."""
 
 
 # --- source -----------------------------------------------------------------------------------------
@@ -173,6 +175,8 @@ class CollectionSpec:
     payload: pa.Schema
     info: Mapping[str, str] = field(default_factory=dict)
     """More that is kept with the collection: query template, recipe digest."""
+    vectors: tuple[str, ...] = (UNNAMED,)
+    """The names of a point's vectors, all of one space: one without a name, or several named ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +190,9 @@ class Hit:
 
 
 class Sink(Protocol):
-    """Where vectors stand. A batch has the columns of batch.point_schema. Errors: Refused (a collection
-    that is not ours, another space), ConfigError, Transient, Fatal; a row that the store cannot take
-    raises RowError with its key, and nothing of that batch is written."""
+    """Where vectors stand. A batch has the columns of batch.point_schema; a named vector may be NULL, not all of
+    a point's. Errors: Refused (a collection that is not ours, another space), ConfigError, Transient, Fatal; a row
+    that the store cannot take raises RowError with its key, and nothing of that batch is written."""
 
     def ensure(self, spec: CollectionSpec) -> str:
         """Creates `NAME__v1` and what readers use (`NAME`), or checks that what stands there fits: both
@@ -204,7 +208,7 @@ class Sink(Protocol):
         ...
 
     def set_payload(self, points: pa.RecordBatch) -> None:
-        """As upsert, of points that stand there, without the `vector` column: vectors stay."""
+        """As upsert, of points that stand there, without the vectors' columns: vectors stay."""
         ...
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -214,11 +218,12 @@ class Sink(Protocol):
     def count(self) -> int: ...
 
     def scan(self, page_rows: int = 4096, *, vectors: bool = False) -> Iterator[pa.RecordBatch]:
-        """All points in id order: `id`, the reserved fields, payload, and `vector` if wanted."""
+        """All points in id order: `id`, the reserved fields, payload, and the vectors if wanted."""
         ...
 
-    def search(self, vector: Vectors, k: int, filter: Filter | None = None) -> list[Hit]:
-        """The k nearest points to one vector of shape (dimensions,), best first."""
+    def search(self, vector: Vectors, k: int, filter: Filter | None = None, using: str = UNNAMED) -> list[Hit]:
+        """The k nearest points to one vector of shape (dimensions,), best first, by their vector `using`; points
+        that have none of that name are not found."""
         ...
 
     def finish(self) -> None:

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import string
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seedbed.batch import payload_column, payload_schema
+from seedbed.content import Content, Text
 from seedbed.errors import ConfigError
 from seedbed.identity import canonical_value
+from seedbed.protocols import UNNAMED
 
 TEXT_FIELD = pa.field("_text", pa.string())
 """Where `store_text` keeps the chunk's text."""
@@ -84,34 +86,86 @@ def as_text(column: pa.Array) -> list[str]:
 # --- the recipe -------------------------------------------------------------------------------------
 
 
-class Recipe:
-    """Renders and hashes rows. Raises ConfigError for columns that the source does not have, or not usably."""
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What rows become: for each vector's name, in the recipe's order, one text a row."""
 
-    def __init__(self, text: str, source: pa.Schema, chunker_digest: bytes = b"") -> None:
-        self._template = Template.parse(text, "content.text")
-        for name in self._template.columns:
-            field = column_of(source, name, "content.text")
-            if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
-                raise ConfigError(
-                    f"column {name!r} holds bytes, which are no text",
-                    setting="content.text",
-                    hint="decode it in the source: query = \"select …, convert_from(column, 'UTF8') …\"",
-                )
+    texts: tuple[list[str], ...]
+    skipped: set[int]
+    """Rows that have nothing to embed."""
+    refused: dict[int, str]
+    """Rows that lack a content which they must have: row → reason."""
+
+    def contents(self, rows: Sequence[int]) -> list[tuple[Content, ...]]:
+        """Of these rows, one content a name; an empty one has no vector."""
+        return [tuple(Content((Text(texts[row]),)) for texts in self.texts) for row in rows]
+
+
+class Recipe:
+    """Renders and hashes rows. `texts` are templates by the vector's name, one without a name or several named ones;
+    a row without the content of one in `required` is refused.
+
+    Raises ConfigError for columns that the source does not have, or not usably.
+    """
+
+    def __init__(
+        self,
+        texts: Mapping[str, str],
+        source: pa.Schema,
+        chunker_digest: bytes = b"",
+        required: Collection[str] = (),
+    ) -> None:
+        self.names = tuple(sorted(texts))
+        self._templates = [_template(texts[name], name, source) for name in self.names]
+        self._required = required
         self._chunker = chunker_digest
-        self.fingerprint = hashlib.sha256(b"%s\0%s" % (chunker_digest, text.encode())).hexdigest()
+        said = texts.get(UNNAMED) or orjson.dumps(texts, option=orjson.OPT_SORT_KEYS).decode()
+        self.fingerprint = hashlib.sha256(b"%s\0%s" % (chunker_digest, said.encode())).hexdigest()
 
     @property
     def columns(self) -> list[str]:
-        return self._template.columns
+        return list(dict.fromkeys(name for template in self._templates for name in template.columns))
 
-    def texts(self, rows: pa.RecordBatch) -> list[str]:
-        return self._template.render(rows)
+    def render(self, rows: pa.RecordBatch) -> Rendered:
+        texts = tuple(template.render(rows) for template in self._templates)
+        empty = [{row for row, text in enumerate(found) if not text or text.isspace()} for found in texts]
+        refused: dict[int, str] = {}
+        for name, missing in zip(self.names, empty, strict=True):
+            if missing and name in self._required:
+                reason = f"its content {name!r} is empty" if name else "its content is empty"
+                refused.update(dict.fromkeys(sorted(missing), reason))
+        return Rendered(texts, set.intersection(*empty) - refused.keys(), refused)
 
-    def hashes(self, texts: Sequence[str]) -> list[bytes]:
-        """identity.content_hash of `Content.of(text)` each; the frame is written out, since every row of every
-        run comes by here."""
-        head, sha256, pack = self._chunker + b"T", hashlib.sha256, struct.Struct("<Q").pack
-        return [sha256(head + pack(len(raw)) + raw).digest() for raw in map(str.encode, texts)]
+    def hashes(self, rendered: Rendered) -> list[bytes]:
+        """identity.content_hash of each row's content, identity.named_content_hash of several. The frames are
+        written out, since every row of every run comes by here."""
+        sha256, pack = hashlib.sha256, struct.Struct("<Q").pack
+        if len(self.names) == 1 and self.names[0] == UNNAMED:
+            head = self._chunker + b"T"
+            return [sha256(head + pack(len(raw)) + raw).digest() for raw in map(str.encode, rendered.texts[0])]
+        heads = [b"N" + pack(len(raw)) + raw for raw in map(str.encode, self.names)]
+        hashes = []
+        for row in zip(*rendered.texts, strict=True):
+            digest = sha256()
+            for head, text in zip(heads, row, strict=True):
+                raw = text.encode()
+                digest.update(head + pack(len(raw) + 9) + b"T" + pack(len(raw)) + raw)
+            hashes.append(digest.digest())
+        return hashes
+
+
+def _template(text: str, name: str, source: pa.Schema) -> Template:
+    setting = f"content.{name}.text" if name else "content.text"
+    template = Template.parse(text, setting)
+    for column in template.columns:
+        kind = column_of(source, column, setting).type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            raise ConfigError(
+                f"column {column!r} holds bytes, which are no text",
+                setting=setting,
+                hint="decode it in the source: query = \"select …, convert_from(column, 'UTF8') …\"",
+            )
+    return template
 
 
 class PayloadRecipe:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,10 @@ from seedbed.identity import show_key
 from seedbed.protocols import Hit, Sink, Vectors
 from seedbed.session import Session
 
+_RRF = 60
+_FUSED = 100
+"""So many hits of each named vector are fused, at least."""
+
 
 def search(
     session: Session,
@@ -23,10 +28,13 @@ def search(
     filter: Mapping[str, object] | None = None,
     tenant: str | None = None,
     sink: str | None = None,
+    vector: str | None = None,
 ) -> list[dict[str, Any]]:
     """The k nearest rows: `{"id": key, "score", "payload", "chunk"}`, best first, score higher is better.
 
-    Raises ConfigError for an unknown sink or filter field, or where nothing has been synced yet.
+    Of several named vectors the one called `vector` is asked; without it all are, and their lists are fused by
+    reciprocal rank. Raises ConfigError for an unknown sink, vector or filter field, or where nothing has been synced
+    yet.
     """
     config = _sink(session, sink)
     store = session.open_sink(config)
@@ -48,9 +56,13 @@ def search(
         if column is None:
             raise ConfigError("this pipeline has no tenants", setting="source.tenant", hint="leave out --tenant")
         wanted[column] = _typed(spec.payload, column, tenant)
-    vector = session.embedder.embed([Content.of(words)], kind="query")[0]
-    chunked = session.declaration.chunk is not None
-    return [_shown(hit) for hit in _best(store, vector, k, wanted, chunked=chunked)]
+    query = session.embedder.embed([Content.of(words)], kind="query")[0]
+    if vector is not None or len(spec.vectors) == 1:
+        using = spec.vectors[0] if vector is None else vector
+        chunked = session.declaration.chunk is not None
+        return [_shown(hit) for hit in _best(store, query, k, wanted, using, chunked=chunked)]
+    lists = [store.search(query, max(k, _FUSED), wanted or None, using) for using in spec.vectors]
+    return [_shown(hit) for hit in _fused(lists)[:k]]
 
 
 def _sink(session: Session, name: str | None) -> SinkConfig:
@@ -83,10 +95,25 @@ def _typed(payload: pa.Schema, name: str, value: object) -> object:
     return value
 
 
-def _best(store: Sink, vector: Vectors, k: int, filter: Mapping[str, object], *, chunked: bool) -> list[Hit]:
+def _fused(lists: Sequence[Sequence[Hit]]) -> list[Hit]:
+    """Reciprocal rank fusion (Cormack, Clarke and Büttcher, 2009): a row's score is the sum of 1 / (60 + rank) over
+    the lists that hold it, ranks from 1. Scores of different vectors need not be comparable for it."""
+    scores: dict[str, float] = {}
+    hits: dict[str, Hit] = {}
+    for found in lists:
+        for rank, hit in enumerate(found, 1):
+            scores[hit.key] = scores.get(hit.key, 0.0) + 1 / (_RRF + rank)
+            hits.setdefault(hit.key, hit)
+    best = sorted(hits, key=lambda key: (-scores[key], key))
+    return [replace(hits[key], score=scores[key]) for key in best]
+
+
+def _best(
+    store: Sink, vector: Vectors, k: int, filter: Mapping[str, object], using: str, *, chunked: bool
+) -> list[Hit]:
     asked = k * 4 if chunked else k
     while True:
-        hits = store.search(vector, asked, filter or None)
+        hits = store.search(vector, asked, filter or None, using)
         best = {hit.key: hit for hit in reversed(hits)}
         if len(best) >= k or len(hits) < asked:
             return sorted(best.values(), key=lambda hit: -hit.score)[:k]

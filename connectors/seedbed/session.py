@@ -100,7 +100,10 @@ class Session:
     @cached_property
     def recipe(self) -> Recipe:
         digest = self.chunker.digest if self.chunker else b""
-        return Recipe(self.declaration.content.text, self.source.schema(), digest)
+        contents = self.declaration.content
+        templates = {name: content.text for name, content in contents.items()}
+        required = [name for name, content in contents.items() if content.empty == "fail"]
+        return Recipe(templates, self.source.schema(), digest, required)
 
     @cached_property
     def outlets(self) -> list[Outlet]:
@@ -115,6 +118,7 @@ class Session:
             metric=config.metric,
             payload=payload.schema,
             info={"query_instruction": self.declaration.embedder.query_instruction},
+            vectors=self.recipe.names,
         )
         return Outlet(number, config, payload, spec)
 

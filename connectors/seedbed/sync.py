@@ -152,9 +152,7 @@ class _Run:
         elif not holds_points:
             ledger.reset(destination)
         ledger.recover(destination)
-        writer = SinkWriter(
-            len(self._live), sink, destination, outlet.payload, ledger, self._run_id, self._options.patience
-        )
+        writer = SinkWriter(len(self._live), sink, destination, outlet, ledger, self._run_id, self._options.patience)
         return _Live(outlet, sink, writer, destination, counts, ledger.count(destination))
 
     def _differ(self) -> Differ:
@@ -163,7 +161,6 @@ class _Run:
             [live.outlet.payload for live in self._live],
             self._session.ledger,
             [live.destination for live in self._live],
-            fail_empty=self._session.declaration.content.empty == "fail",
             fetch=self._session.fetch,
             rewrite=self._options.full,
         )

@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from seedbed.batch import point_schema, vectors_array
 from seedbed.diff import NOTHING, PAYLOAD, VECTOR, Gone
-from seedbed.embedding import Embedded
+from seedbed.embedding import Embedded, whole_text
 from seedbed.errors import RowError
 from seedbed.identity import point_id
 from seedbed.ledger import UNKNOWN, Destination, Entry, Ledger
 from seedbed.protocols import Sink
-from seedbed.recipe import PayloadRecipe
 from seedbed.retry import Patience
+from seedbed.session import Outlet
 
 
 class SinkWriter:
@@ -26,7 +26,7 @@ class SinkWriter:
         number: int,
         sink: Sink,
         destination: Destination,
-        payload: PayloadRecipe,
+        outlet: Outlet,
         ledger: Ledger,
         run_id: int,
         patience: Patience,
@@ -34,7 +34,8 @@ class SinkWriter:
         self.number = number
         self._sink = sink
         self._destination = destination
-        self._payload = payload
+        self._payload = outlet.payload
+        self._names = outlet.spec.vectors
         self._ledger = ledger
         self._run_id = run_id
         self._patience = patience
@@ -108,7 +109,11 @@ class SinkWriter:
         columns: list[pa.Array] = [pa.array(map(point_id, keys, chunks), pa.string())]
         if vectors:
             numbers = [batch.first[row] + chunk for row, chunk in zip(of_row, chunks, strict=True)]
-            columns.append(vectors_array(batch.vectors[np.asarray(numbers, np.int64)]))
+            at = np.asarray(numbers, np.int64)
+            columns += [
+                vectors_array(found[at], present[at])
+                for found, present in zip(batch.vectors, batch.present, strict=True)
+            ]
         columns += [
             pa.array(keys, pa.string()),
             pa.array(chunks, pa.int32()),
@@ -119,10 +124,10 @@ class SinkWriter:
             *self._payload.columns(source),
         ]
         if self._payload.store_text:
-            texts = [work.contents[row].text[slice(*span)] for row, span in zip(of_row, spans, strict=True)]
+            texts = [whole_text(work.contents[row])[slice(*span)] for row, span in zip(of_row, spans, strict=True)]
             columns.append(pa.array(texts, pa.string()))
-        dimensions = batch.vectors.shape[1] if vectors else None
-        return pa.RecordBatch.from_arrays(columns, schema=point_schema(dimensions, self._payload.schema))
+        dimensions = batch.vectors[0].shape[1] if vectors else None
+        return pa.RecordBatch.from_arrays(columns, schema=point_schema(dimensions, self._payload.schema, self._names))
 
     def remove(self, gone: Sequence[Gone]) -> None:
         """Removes rows' points: intent → delete → ledger commit."""

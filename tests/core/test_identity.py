@@ -20,6 +20,7 @@ from seedbed.identity import (
     canonical_key,
     content_hash,
     key_parts,
+    named_content_hash,
     point_id,
     position,
     read_key,
@@ -58,6 +59,7 @@ def test_hashes_are_golden() -> None:
         "space": space.digest.hex(),
         "content": content_hash(b"", canonical).hex(),
         "chunked": content_hash(b"c" * 32, canonical).hex(),
+        "named": named_content_hash({"title": canonical, "photo": b""}).hex(),
         "cache": cache_key(space.digest, "document", canonical).hex(),
     }
 

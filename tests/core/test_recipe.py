@@ -9,7 +9,7 @@ import pytest
 
 from seedbed.content import Content
 from seedbed.errors import ConfigError
-from seedbed.identity import content_hash
+from seedbed.identity import content_hash, named_content_hash
 from seedbed.recipe import PayloadRecipe, Recipe, Template
 
 
@@ -46,11 +46,29 @@ def test_a_wrong_template_is_refused(template: str) -> None:
 
 def test_a_missing_column_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="titel") as caught:
-        Recipe("{titel}", batch(title=["x"]).schema)
+        Recipe({"": "{titel}"}, batch(title=["x"]).schema)
     assert "title" in (caught.value.hint or "")
     with pytest.raises(ConfigError) as caught:
         PayloadRecipe(["titel"], batch(title=["x"]).schema, store_text=False)
     assert caught.value.setting == "sink.payload"
+
+
+def test_named_contents_are_hashed_by_name_in_whatever_order_they_stand() -> None:
+    rows = batch(a=["x", "", " "], b=["y", "z", ""])
+    one = Recipe({"title": "{a}", "body": "{b}"}, rows.schema)
+    other = Recipe({"body": "{b}", "title": "{a}"}, rows.schema)
+    rendered = one.render(rows)
+    assert one.names == ("body", "title")
+    assert (rendered.skipped, rendered.refused) == ({2}, {})
+    wanted = {"title": Content.of("x").canonical(), "body": Content.of("y").canonical()}
+    assert one.hashes(rendered) == other.hashes(other.render(rows))
+    assert one.hashes(rendered)[0] == named_content_hash(wanted)
+    assert one.fingerprint == other.fingerprint
+    swapped = Recipe({"title": "{b}", "body": "{a}"}, rows.schema)
+    assert swapped.hashes(swapped.render(rows))[0] != named_content_hash(wanted)
+    assert [[content.empty for content in row] for row in rendered.contents([0, 1])] == [[False, False], [False, True]]
+    strict = Recipe({"title": "{a}", "body": "{b}"}, rows.schema, required=["title"]).render(rows)
+    assert (strict.skipped, strict.refused) == (set(), dict.fromkeys((1, 2), "its content 'title' is empty"))
 
 
 @pytest.mark.parametrize("columns", [{"_x": [1]}, {"vector": [1]}, {"a": [b"x"]}, {"a": [{"b": 1}]}])
@@ -62,10 +80,11 @@ def test_payload_that_cannot_be_is_refused(columns: dict[str, Any]) -> None:
 
 def test_the_chunker_changes_content_hashes_and_the_payload_list_payload_hashes() -> None:
     rows = batch(a=["x", "y"], b=[1.0, float("nan")])
-    plain, chunked = Recipe("{a}", rows.schema), Recipe("{a}", rows.schema, b"400/40")
-    texts = plain.texts(rows)
-    assert plain.hashes(texts) == [content_hash(b"", Content.of(text).canonical()) for text in texts]
-    assert not set(plain.hashes(texts)) & set(chunked.hashes(texts))
+    plain, chunked = Recipe({"": "{a}"}, rows.schema), Recipe({"": "{a}"}, rows.schema, b"400/40")
+    rendered = plain.render(rows)
+    hashes = [content_hash(b"", Content.of(text).canonical()) for text in ("x", "y")]
+    assert plain.hashes(rendered) == hashes
+    assert not set(hashes) & set(chunked.hashes(rendered))
     one, two = (PayloadRecipe(names, rows.schema, store_text=False) for names in (["a"], ["a", "b"]))
     assert not set(one.hashes(rows)) & set(two.hashes(rows))
     assert two.hashes(rows) == two.hashes(rows.slice(0))

@@ -155,6 +155,7 @@ class QdrantDouble:
         found = self.model.query_points(
             request.collection_name,
             query=GrpcToRest.convert_query(request.query),
+            using=request.using or None,
             query_filter=GrpcToRest.convert_filter(request.filter) if request.HasField("filter") else None,
             limit=request.limit,
             with_payload=True,

@@ -118,7 +118,7 @@ def test_our_message_is_byte_for_byte_the_clients(rows: int, dimensions: int, ha
     payload = pa.schema([pa.field("title", pa.string()), pa.field("sizes", pa.list_(pa.int64()))])
     given = points(vectors, payload, title=[f"ü{row}" for row in range(rows)], sizes=[[LEAST, 1]] * rows)
     fields = milvus_pack.fields(
-        given, milvus_pack.vector_field(vectors, half=half), milvus_pack.payload_json(given, embedded=False)
+        given, [milvus_pack.vector_field("", vectors, half=half)], milvus_pack.payload_json(given, embedded=False)
     )
     ours = upsert_request("things__v1", rows, fields)
     kind = DataType.FLOAT16_VECTOR if half else DataType.FLOAT_VECTOR
@@ -139,9 +139,13 @@ def test_our_message_is_byte_for_byte_the_clients(rows: int, dimensions: int, ha
 
 @pytest.mark.parametrize("half", [False, True])
 def test_vectors_come_back_from_their_message(half: bool) -> None:
-    vectors = some(50, 70)
-    back = milvus_pack.vectors_in(milvus_pack.vector_field(vectors, half=half))
-    assert np.array_equal(back, vectors.astype(np.float16).astype(np.float32) if half else vectors)
+    vectors, present = some(50, 70), np.arange(50) % 3 > 0
+    answer = milvus_pb2.QueryResults(fields_data=milvus_pack.vector_fields("photo", vectors, present, half=half))
+    back, held = milvus_pack.vectors_in(answer, "photo")
+    assert np.array_equal(held, present)
+    wanted = vectors.astype(np.float16).astype(np.float32) if half else vectors
+    assert np.array_equal(back[present], wanted[present])
+    assert np.linalg.norm(back[~present], axis=1).tolist() == [1.0] * 17
 
 
 def test_big_batches_go_in_several_messages(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from qdrant_client.conversions.conversion import RestToGrpc
 from qdrant_edge import EdgeShard
 
 from seedbed import registry
-from seedbed.batch import TIMESTAMP, points
+from seedbed.batch import TIMESTAMP, point_schema, points, vectors_array
 from seedbed.errors import ConfigError, Fatal, Refused, Transient
 from seedbed.identity import Space, encode_key
 from seedbed.protocols import CollectionSpec, Sink, Vectors
@@ -91,6 +91,22 @@ def test_an_upsert_is_the_clients_own_message() -> None:
     ]
     assert [point for request in ours for point in request.points] == theirs
     assert ours[0] == grpc.UpsertPoints(collection_name="things", wait=True, points=theirs)
+
+
+def test_named_vectors_are_the_clients_own_message() -> None:
+    vectors, present = random_vectors(3, 5), np.array([True, False, True])
+    plain = batch(3, dimensions=5, number=[1, 2, 3])
+    schema = point_schema(5, pa.schema([pa.field("number", pa.int64())]), ("photo", "title"))
+    columns = [plain.column("id"), vectors_array(vectors, present), *plain.columns[1:]]
+    made = pa.RecordBatch.from_arrays(columns, schema=schema)
+    ours = grpc.UpsertPoints.FromString(next(upserts("things", made)))
+    both = zip(made.column("vector_photo").to_pylist(), made.column("vector_title").to_pylist(), strict=True)
+    named = [{"photo": photo, "title": title} if photo else {"title": title} for photo, title in both]
+    theirs = [
+        RestToGrpc.convert_point_struct(models.PointStruct(id=identity, vector=vector, payload=payload))
+        for identity, vector, payload in zip(made.column("id").to_pylist(), named, payloads(made), strict=True)
+    ]
+    assert list(ours.points) == theirs
 
 
 def test_a_big_batch_goes_in_messages_that_a_server_takes() -> None:

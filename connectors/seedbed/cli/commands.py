@@ -89,6 +89,7 @@ def sync(pipeline: Path, more_keys: tuple[str, ...], keys: str | None, json_: bo
 @click.option("--filter", "filters", multiple=True, metavar="k=v", help="k=v, k>=v, k<v, … or k=v1,v2; repeatable.")
 @click.option("--tenant", help="Only this tenant's rows.")
 @click.option("--sink", help="Which sink to ask; the first by default.")
+@click.option("--vector", help="Which of several named vectors to ask; all by default, fused by rank.")
 @JSON
 def search(pipeline: Path, words: str, k: int, filters: tuple[str, ...], json_: bool, **options: Any) -> None:
     """Find the rows nearest to WORDS."""

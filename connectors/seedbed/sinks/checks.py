@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seedbed.batch import RESERVED, payload_of, vectors_of
+from seedbed.batch import RESERVED, is_vector, payload_of, present_in, vector_column, vectors_of
 from seedbed.errors import ConfigError, Refused, RowError
-from seedbed.protocols import CollectionSpec, Vectors
+from seedbed.protocols import UNNAMED, CollectionSpec, Vectors
 from seedbed.sinks.payload import TYPES, type_name
 
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
@@ -24,7 +24,8 @@ def not_made(name: str) -> ConfigError:
 
 
 def check_fit(stands: CollectionSpec, wanted: CollectionSpec) -> None:
-    """Raises Refused where `wanted` is another pipeline, space, metric or payload type, naming both sides."""
+    """Raises Refused where `wanted` is another pipeline, space, metric, other vectors or payload types, naming both
+    sides."""
     name = stands.name
     if stands.pipeline != wanted.pipeline:
         raise Refused(
@@ -45,6 +46,12 @@ def check_fit(stands: CollectionSpec, wanted: CollectionSpec) -> None:
             setting="sink.metric",
             hint="keep the metric, or write to a new collection",
         )
+    if set(stands.vectors) != set(wanted.vectors):
+        raise Refused(
+            f"collection {name!r} was made for {_vectors(stands)}, the pipeline makes {_vectors(wanted)}",
+            setting="content",
+            hint="keep the contents' names, or write to a new collection",
+        )
     for field in wanted.payload:
         at = stands.payload.get_field_index(field.name)
         old = stands.payload.field(at).type if at >= 0 else field.type
@@ -57,9 +64,20 @@ def check_fit(stands: CollectionSpec, wanted: CollectionSpec) -> None:
             )
 
 
-def check_payload(payload: pa.Schema) -> None:
-    """Raises ConfigError for a type that is not one of the canonical ones."""
-    for field in payload:
+def _vectors(spec: CollectionSpec) -> str:
+    return "one vector without a name" if spec.vectors == (UNNAMED,) else f"the vectors {', '.join(spec.vectors)}"
+
+
+def check_spec(spec: CollectionSpec) -> None:
+    """Raises ConfigError for a payload type that is not one of the canonical ones, or a name that a vector has."""
+    columns = set(map(vector_column, spec.vectors))
+    for field in spec.payload:
+        if field.name in columns:
+            raise ConfigError(
+                f"{field.name!r} cannot be payload: it is the column of a vector",
+                setting="sink.payload",
+                hint="rename the column in a `query`, or the content",
+            )
         if field.type not in TYPES.values():
             raise ConfigError(
                 f"the payload field {field.name!r} is of type {field.type}",
@@ -76,10 +94,11 @@ def merged_payload(stands: pa.Schema, wanted: pa.Schema) -> pa.Schema:
 def check_points(points: pa.RecordBatch, spec: CollectionSpec, *, vectors: bool) -> None:
     """Raises ConfigError where the batch's columns or dimensions do not fit the collection, RowError with
     the key for a NULL in a reserved field, a point that comes twice, or a vector that cannot be compared."""
-    wanted = ["id", *(["vector"] if vectors else []), *RESERVED.names]
+    held = list(map(vector_column, spec.vectors)) if vectors else []
+    wanted = ["id", *held, *RESERVED.names]
     names = points.schema.names
     missing = [name for name in wanted if name not in names]
-    if missing or (not vectors and "vector" in names):
+    if missing or {field.name for field in points.schema if is_vector(field)} - set(held):
         raise ConfigError(f"a batch of points needs the columns {wanted}, it has {names}")
     for field in payload_of(points.schema):
         at = spec.payload.get_field_index(field.name)
@@ -90,7 +109,7 @@ def check_points(points: pa.RecordBatch, spec: CollectionSpec, *, vectors: bool)
                 setting="sink.payload",
                 hint="`ensure` the collection with the new payload first",
             )
-    for name in wanted:
+    for name in ("id", *RESERVED.names):
         if points.column(name).null_count:
             row = pc.index(points.column(name).is_null(), True).as_py()
             raise RowError(f"a point without {name}", key=key_at(points, row))
@@ -124,8 +143,15 @@ def key_at(points: pa.RecordBatch, row: int) -> str | None:
     return key
 
 
-def check_query(vector: Vectors, spec: CollectionSpec) -> Vectors:
-    """The query as float32 of shape (dimensions,). Raises ConfigError where it does not fit the collection."""
+def check_query(vector: Vectors, spec: CollectionSpec, using: str = UNNAMED) -> Vectors:
+    """The query as float32 of shape (dimensions,). Raises ConfigError where it does not fit the collection, or the
+    collection has no vector `using`."""
+    if using not in spec.vectors:
+        raise ConfigError(
+            f"collection {spec.name!r} has {_vectors(spec)}" + (f", not {using!r}" if using else ""),
+            setting="--vector",
+            hint="name none" if spec.vectors == (UNNAMED,) else "name one of them",
+        )
     query: Vectors = np.ascontiguousarray(vector, dtype=np.float32).reshape(-1)
     if len(query) != spec.space.dimensions:
         raise ConfigError(
@@ -154,7 +180,16 @@ def _check_ids(points: pa.RecordBatch) -> None:
 
 
 def _check_vectors(points: pa.RecordBatch, spec: CollectionSpec) -> None:
-    kind = points.schema.field("vector").type
+    some = np.zeros(points.num_rows, np.bool_)
+    for name in spec.vectors:
+        _check_vector(points, name, spec)
+        some |= present_in(points, name)
+    if not some.all():
+        raise RowError("a point without a vector", key=key_at(points, int(some.argmin())))
+
+
+def _check_vector(points: pa.RecordBatch, name: str, spec: CollectionSpec) -> None:
+    kind = points.schema.field(vector_column(name)).type
     if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
         raise ConfigError(f"vectors must be fixed_size_list<float32>, they are {kind}")
     if kind.list_size != spec.space.dimensions:
@@ -163,10 +198,13 @@ def _check_vectors(points: pa.RecordBatch, spec: CollectionSpec) -> None:
             setting="embedder.dimensions",
             hint="use the embedder that the collection was made with, or a new collection",
         )
-    fault = _fault(vectors_of(points), spec.metric)
+    present = np.flatnonzero(present_in(points, name))
+    vectors = vectors_of(points, name)
+    fault = _fault(vectors if len(present) == len(vectors) else vectors[present], spec.metric)
     if fault is not None:
-        row, reason = fault
-        raise RowError(f"the vector {reason}", key=key_at(points, row), hint="see what the embedder answers for it")
+        row, reason = int(present[fault[0]]), fault[1]
+        words = f"the vector {name!r}" if name else "the vector"
+        raise RowError(f"{words} {reason}", key=key_at(points, row), hint="see what the embedder answers for it")
 
 
 def _fault(vectors: Vectors, metric: str) -> tuple[int, str] | None:

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from seedbed.batch import point_schema, vectors_of
-from seedbed.protocols import CollectionSpec, Filter, Hit, Vectors
-from seedbed.sinks.checks import check_fit, check_payload, check_points, check_query, merged_payload, not_made
+from seedbed.batch import point_schema, present_in, vector_column, vectors_of
+from seedbed.protocols import UNNAMED, CollectionSpec, Filter, Hit, Vectors
+from seedbed.sinks.checks import check_fit, check_points, check_query, check_spec, merged_payload, not_made
 from seedbed.sinks.filters import Condition, conditions
 from seedbed.sinks.options import collection_of, refuse_others
 from seedbed.sinks.payload import readable
@@ -27,7 +27,8 @@ from seedbed.sinks.payload import readable
 class _Collection:
     spec: CollectionSpec | None = None
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    vectors: dict[str, Vectors] = field(default_factory=dict)
+    vectors: dict[str, dict[str, Vectors]] = field(default_factory=dict)
+    """By point id, by the vector's name."""
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -45,7 +46,7 @@ class MemorySink:
             self._collection = _STORE.setdefault((url, self._name), _Collection())
 
     def ensure(self, spec: CollectionSpec) -> str:
-        check_payload(spec.payload)
+        check_spec(spec)
         collection = self._collection
         with collection.lock:
             if collection.spec is not None:
@@ -60,12 +61,14 @@ class MemorySink:
     def upsert(self, points: pa.RecordBatch) -> None:
         spec = self._spec()
         check_points(points, spec, vectors=True)
-        vectors = vectors_of(points).copy()
-        rows = points.drop_columns(["id", "vector"]).to_pylist()
+        held = {name: (vectors_of(points, name).copy(), present_in(points, name)) for name in spec.vectors}
+        rows = points.drop_columns(["id", *map(vector_column, spec.vectors)]).to_pylist()
         with self._collection.lock:
             for number, (identity, row) in enumerate(zip(points.column("id").to_pylist(), rows, strict=True)):
                 self._collection.rows[identity] = row
-                self._collection.vectors[identity] = vectors[number]
+                self._collection.vectors[identity] = {
+                    name: vectors[number] for name, (vectors, present) in held.items() if present[number]
+                }
 
     def set_payload(self, points: pa.RecordBatch) -> None:
         check_points(points, self._spec(), vectors=False)
@@ -88,7 +91,8 @@ class MemorySink:
 
     def scan(self, page_rows: int = 4096, *, vectors: bool = False) -> Iterator[pa.RecordBatch]:
         spec = self._spec()
-        schema = point_schema(spec.space.dimensions if vectors else None, spec.payload)
+        schema = point_schema(spec.space.dimensions if vectors else None, spec.payload, spec.vectors)
+        names = {vector_column(name): name for name in spec.vectors}
         with self._collection.lock:
             ids = sorted(self._collection.rows)
         for start in range(0, len(ids), page_rows):
@@ -96,26 +100,28 @@ class MemorySink:
                 page = [name for name in ids[start : start + page_rows] if name in self._collection.rows]
                 rows = [{"id": name, **self._collection.rows[name]} for name in page]
                 columns = [
-                    pa.FixedSizeListArray.from_arrays(
-                        pa.array(np.concatenate([self._collection.vectors[name] for name in page])), f.type.list_size
-                    )
-                    if f.name == "vector"
+                    pa.array([self._collection.vectors[name].get(names[f.name]) for name in page], f.type)
+                    if f.name in names
                     else pa.array([row.get(f.name) for row in rows], f.type)
                     for f in schema
-                    if page
                 ]
             if page:
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
-    def search(self, vector: Vectors, k: int, filter: Filter | None = None) -> list[Hit]:
+    def search(self, vector: Vectors, k: int, filter: Filter | None = None, using: str = UNNAMED) -> list[Hit]:
         spec = self._spec()
-        query = check_query(vector, spec)
+        query = check_query(vector, spec, using)
         wanted = conditions(filter, spec.payload)
         with self._collection.lock:
-            ids = [name for name, row in self._collection.rows.items() if all(_meets(row, test) for test in wanted)]
+            vectors = self._collection.vectors
+            ids = [
+                name
+                for name, row in self._collection.rows.items()
+                if using in vectors[name] and all(_meets(row, test) for test in wanted)
+            ]
             if not ids or k < 1:
                 return []
-            stored = np.stack([self._collection.vectors[name] for name in ids])
+            stored = np.stack([vectors[name][using] for name in ids])
             rows = [self._collection.rows[name] for name in ids]
         scores = _scores(stored, query, spec.metric)
         best = np.lexsort((np.array(ids), -scores))[:k]

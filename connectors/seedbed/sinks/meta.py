@@ -18,6 +18,7 @@ def to_json(spec: CollectionSpec) -> str:
             "metric": spec.metric,
             "payload": json.loads(payload_to_json(spec.payload)),
             "info": dict(spec.info),
+            "vectors": list(spec.vectors),
         },
         ensure_ascii=False,
     )
@@ -28,5 +29,11 @@ def from_json(name: str, text: str) -> CollectionSpec:
     kept = json.loads(text)
     space, payload = json.dumps(kept["space"]), json.dumps(kept["payload"])
     return CollectionSpec(
-        name, kept["pipeline"], Space.from_json(space), kept["metric"], payload_from_json(payload), kept["info"]
+        name,
+        kept["pipeline"],
+        Space.from_json(space),
+        kept["metric"],
+        payload_from_json(payload),
+        kept["info"],
+        tuple(kept["vectors"]),
     )

@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
-from seedbed.batch import RESERVED, point_schema, vectors_array, vectors_of
+from seedbed.batch import RESERVED, point_schema, present_in, vector_column, vectors_array, vectors_of
 from seedbed.errors import ConfigError, MissingDependency
-from seedbed.protocols import CollectionSpec, Filter, Hit, Vectors
+from seedbed.protocols import UNNAMED, CollectionSpec, Filter, Hit, Vectors
 from seedbed.sinks import milvus_collections, milvus_index, milvus_pack
 from seedbed.sinks.checks import check_points, check_query, not_made
 from seedbed.sinks.filters import conditions
@@ -29,6 +31,9 @@ from seedbed.sinks.milvus_filter import expression, stored_name
 from seedbed.sinks.milvus_index import pairs, search_parameters
 from seedbed.sinks.milvus_url import CONSISTENCY, collection_name, data_path, read_target
 from seedbed.sinks.milvus_wire import Fault, ServerWire, Wire, mapped, too_large
+
+Held = tuple[Vectors, npt.NDArray[np.bool_]]
+"""Vectors of one name, and which points have one."""
 
 _MOST_HITS = 16384
 _PAGE_BYTES = 32 * 1024 * 1024
@@ -73,7 +78,8 @@ class MilvusSink:
             payload = self._payload(wire, points)
             for start, length in milvus_pack.requests(points, payload):
                 part = points.slice(start, length)
-                self._store(wire, known, part, vectors_of(part), payload[start : start + length])
+                held = [(vectors_of(part, name), present_in(part, name)) for name in known.spec.vectors]
+                self._store(wire, known, part, held, payload[start : start + length])
 
     def set_payload(self, points: pa.RecordBatch) -> None:
         with self._session() as wire:
@@ -112,11 +118,14 @@ class MilvusSink:
             if page.num_rows < rows:
                 return
 
-    def search(self, vector: Vectors, k: int, filter: Filter | None = None) -> list[Hit]:
+    def search(self, vector: Vectors, k: int, filter: Filter | None = None, using: str = UNNAMED) -> list[Hit]:
         with self._session() as wire:
             known = self._standing(wire)
-            query = check_query(vector, known.spec)
+            query = check_query(vector, known.spec, using)
             expr = expression(conditions(filter, known.spec.payload), embedded=wire.embedded)
+            if using and expr is not None:
+                held = f"{milvus_pack.held_field(using)} == true"
+                expr = f"{held} and {expr}" if expr else held
             if k < 1 or expr is None:
                 return []
             if k > _MOST_HITS:
@@ -124,9 +133,9 @@ class MilvusSink:
             # The embedded engine walks its graph past the points that a filter or a delete leaves out and then
             # stops early with fewer than k; a server turns to brute force by itself.
             whole = wire.embedded and bool(expr)
-            found = wire.call("Search", self._search_request(known, query, k, expr, whole)).results
+            found = wire.call("Search", self._search_request(known, using, query, k, expr, whole)).results
             if wire.embedded and not whole and len(found.scores) < k:
-                found = wire.call("Search", self._search_request(known, query, k, expr, True)).results
+                found = wire.call("Search", self._search_request(known, using, query, k, expr, True)).results
             return _hits(known, found, embedded=wire.embedded)
 
     def finish(self) -> None:
@@ -190,9 +199,14 @@ class MilvusSink:
         return milvus_pack.payload_json(points, embedded=wire.embedded)
 
     def _store(
-        self, wire: Wire, known: Standing, points: pa.RecordBatch, vectors: Vectors, payload: Sequence[bytes]
+        self, wire: Wire, known: Standing, points: pa.RecordBatch, held: Sequence[Held], payload: Sequence[bytes]
     ) -> None:
-        fields = milvus_pack.fields(points, milvus_pack.vector_field(vectors, half=known.half), payload)
+        vectors = [
+            field
+            for name, (numbers, present) in zip(known.spec.vectors, held, strict=True)
+            for field in milvus_pack.vector_fields(name, numbers, present, half=known.half)
+        ]
+        fields = milvus_pack.fields(points, vectors, payload)
         if wire.embedded:
             # Its upsert keeps dynamic fields that the new row does not name; its insert replaces the row.
             request = milvus_pb2.InsertRequest(
@@ -205,21 +219,25 @@ class MilvusSink:
     def _replace_payload(self, wire: Wire, known: Standing, points: pa.RecordBatch, payload: Sequence[bytes]) -> None:
         with wire.alone():
             ids = points.column("id").to_pylist()
-            answer = _query(wire, known.collection, _among(ids), ["id", "vector"], limit=len(ids))
+            wanted = ["id", *_vector_fields(known)]
+            answer = _query(wire, known.collection, _among(ids), wanted, limit=len(ids))
             at = {identity: row for row, identity in enumerate(milvus_pack.texts_in(answer, "id"))}
             kept = [row for row, identity in enumerate(ids) if identity in at]
             if not kept:
                 return
-            vectors = milvus_pack.vectors_in(milvus_pack.field_named(answer, "vector"))
             order = [at[ids[row]] for row in kept]
-            self._store(wire, known, points.take(pa.array(kept)), vectors[order], [payload[row] for row in kept])
+            held = [
+                (numbers[order], present[order])
+                for numbers, present in (milvus_pack.vectors_in(answer, name) for name in known.spec.vectors)
+            ]
+            self._store(wire, known, points.take(pa.array(kept)), held, [payload[row] for row in kept])
 
     def _wrote(self, wire: Wire, answer: Any) -> None:
         self._written = max(self._written, answer.timestamp)
         self._unsettled += max(answer.insert_cnt, answer.upsert_cnt)
         self._unfinished = wire.embedded
 
-    def _search_request(self, known: Standing, query: Vectors, k: int, expr: str, whole: bool) -> Any:
+    def _search_request(self, known: Standing, using: str, query: Vectors, k: int, expr: str, whole: bool) -> Any:
         kinds = common_pb2.PlaceholderType
         asked = common_pb2.PlaceholderValue(
             tag="$0",
@@ -235,7 +253,7 @@ class MilvusSink:
             placeholder_group=common_pb2.PlaceholderGroup(placeholders=[asked]).SerializeToString(),
             nq=1,
             output_fields=["_key", "_chunk", milvus_pack.DYNAMIC],
-            search_params=search_parameters(known.index, known.spec.metric, k, whole=whole),
+            search_params=search_parameters(vector_column(using), known.index, known.spec.metric, k, whole=whole),
             consistency_level=level,
             guarantee_timestamp=fresh,
         )
@@ -252,7 +270,12 @@ def _among(ids: Sequence[str]) -> str:
 
 def _rows(known: Standing, wanted: int) -> int:
     """So many rows that their vectors fit an answer."""
-    return max(1, min(wanted, _MOST_HITS, _PAGE_BYTES // (4 * known.spec.space.dimensions)))
+    width = 4 * known.spec.space.dimensions * len(known.spec.vectors)
+    return max(1, min(wanted, _MOST_HITS, _PAGE_BYTES // width))
+
+
+def _vector_fields(known: Standing) -> list[str]:
+    return [field for name in known.spec.vectors for field in milvus_pack.read_fields(name)]
 
 
 def _now(wire: Wire) -> int:
@@ -298,15 +321,15 @@ def _fitting_page(
 
 
 def _read_page(wire: Wire, known: Standing, last: str, rows: int, vectors: bool, since: int) -> pa.RecordBatch:
-    wanted = ["id", *(["vector"] if vectors else []), *RESERVED.names, milvus_pack.DYNAMIC]
+    wanted = ["id", *(_vector_fields(known) if vectors else []), *RESERVED.names, milvus_pack.DYNAMIC]
     answer = _query(wire, known.collection, f'id > "{last}"', wanted, limit=rows, since=since, ordered=True)
-    schema = point_schema(known.spec.space.dimensions if vectors else None, known.spec.payload)
+    schema = point_schema(known.spec.space.dimensions if vectors else None, known.spec.payload, known.spec.vectors)
     ids = milvus_pack.texts_in(answer, "id")
     if not ids:
         return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
     columns = [pa.array(ids, pa.string())]
     if vectors:
-        columns.append(vectors_array(milvus_pack.vectors_in(milvus_pack.field_named(answer, "vector"))))
+        columns += [vectors_array(*milvus_pack.vectors_in(answer, name)) for name in known.spec.vectors]
     for field in RESERVED:
         read = milvus_pack.texts_in if field.type == pa.string() else milvus_pack.integers_in
         columns.append(pa.array(read(answer, field.name), field.type))

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
-from seedbed.batch import RESERVED
+from seedbed.batch import RESERVED, vector_column
 from seedbed.errors import ConfigError, Fatal, Refused, Transient
-from seedbed.protocols import CollectionSpec
+from seedbed.protocols import UNNAMED, CollectionSpec
 from seedbed.sinks import meta
-from seedbed.sinks.checks import check_fit, check_payload, merged_payload
+from seedbed.sinks.checks import check_fit, check_spec, merged_payload
 from seedbed.sinks.milvus_index import CLOUD_DEFAULT, DEFAULT, build_parameters, pairs
-from seedbed.sinks.milvus_pack import LONGEST
+from seedbed.sinks.milvus_pack import LONGEST, held_field
 from seedbed.sinks.milvus_url import Target
 from seedbed.sinks.milvus_wire import Fault, Wire
 
@@ -56,7 +56,7 @@ def read(wire: Wire, name: str) -> Standing | None:
 
 def ensure(wire: Wire, target: Target, name: str, spec: CollectionSpec) -> Standing:
     """Makes the collection or checks it; see protocols.Sink.ensure. Raises Refused, ConfigError."""
-    check_payload(spec.payload)
+    check_spec(spec)
     spec = replace(spec, name=name)
     with wire.alone():
         stands = _find(wire, name)
@@ -146,6 +146,7 @@ def _wanted(wire: Wire, target: Target, spec: CollectionSpec) -> Standing:
         )
     for wanted, what, oldest, reason in (
         (index == "HNSW_SQ", "index=HNSW_SQ", (2, 5), "has no such index"),
+        (spec.vectors != (UNNAMED,), "a point of several named vectors", (2, 4), "has one vector a point"),
         (half, "vectors=float16", (2, 4), "takes such vectors, and then finds every one at distance 0"),
     ):
         if wanted and wire.version is not None and wire.version < oldest:
@@ -153,7 +154,7 @@ def _wanted(wire: Wire, target: Target, spec: CollectionSpec) -> Standing:
             raise ConfigError(
                 f"{what} needs Milvus {needed}: the server's {stands} {reason}",
                 setting="sink.url",
-                hint=f"leave {what} out of the URL, or upgrade the server",
+                hint=f"upgrade the server, or leave out {what}",
             )
     return Standing(spec, "v1", index, half)
 
@@ -188,8 +189,11 @@ def _fields(wanted: Standing) -> list[Any]:
     field = schema_pb2.FieldSchema
     made = [
         field(name="id", is_primary_key=True, data_type=_TYPES.VarChar, type_params=pairs({"max_length": 36})),
-        field(name="vector", data_type=vectors, type_params=pairs({"dim": dimensions})),
     ]
+    for name in wanted.spec.vectors:
+        made.append(field(name=vector_column(name), data_type=vectors, type_params=pairs({"dim": dimensions})))
+        if name:
+            made.append(field(name=held_field(name), data_type=_TYPES.Bool))
     for kept in RESERVED:
         if kept.type == pa.string():
             made.append(field(name=kept.name, data_type=_TYPES.VarChar, type_params=pairs({"max_length": LONGEST})))
@@ -211,13 +215,14 @@ def _extend(wire: Wire, stands: Standing, spec: CollectionSpec) -> Standing:
 
 def _complete(wire: Wire, stands: Standing) -> None:
     """Index, memory, and last the alias: what readers find is whole."""
-    request = milvus_pb2.CreateIndexRequest(
-        collection_name=stands.collection,
-        field_name="vector",
-        index_name="vector",
-        extra_params=build_parameters(stands.index, stands.spec.metric),
-    )
-    _once(wire, "CreateIndex", request)
+    for column in map(vector_column, stands.spec.vectors):
+        request = milvus_pb2.CreateIndexRequest(
+            collection_name=stands.collection,
+            field_name=column,
+            index_name=column,
+            extra_params=build_parameters(stands.index, stands.spec.metric),
+        )
+        _once(wire, "CreateIndex", request)
     load(wire, stands)
     alias = milvus_pb2.CreateAliasRequest(collection_name=stands.collection, alias=stands.alias)
     _once(wire, "CreateAlias", alias)

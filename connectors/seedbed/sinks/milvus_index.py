@@ -60,8 +60,9 @@ def build_parameters(kind: str, metric: Metric) -> list[Any]:
     return pairs({"index_type": kind, "metric_type": METRICS[metric], "params": json.dumps(_BUILD[kind])})
 
 
-def search_parameters(kind: str, metric: Metric, k: int, *, whole: bool = False) -> list[Any]:
-    """`search_params` of Search: enough breadth that k answers are k good ones; with `whole`, every point's."""
+def search_parameters(field: str, kind: str, metric: Metric, k: int, *, whole: bool = False) -> list[Any]:
+    """`search_params` of Search over a vector field: enough breadth that k answers are k good ones; with `whole`,
+    every point's."""
     params: dict[str, int] = {}
     if kind.startswith("HNSW"):
         params = {"ef": _WHOLE if whole else max(k, _BREADTH)}
@@ -69,7 +70,7 @@ def search_parameters(kind: str, metric: Metric, k: int, *, whole: bool = False)
         params = {"nprobe": _LISTS if whole else _PROBES}
     return pairs(
         {
-            "anns_field": "vector",
+            "anns_field": field,
             "topk": k,
             "metric_type": METRICS[metric],
             "params": json.dumps(params),
@@ -115,11 +116,12 @@ def _flush(wire: Wire, collection: str) -> bool:
 
 def _wait_for_index(wire: Wire, collection: str) -> None:
     until = time.monotonic() + _INDEX_SECONDS
-    request = milvus_pb2.DescribeIndexRequest(collection_name=collection, field_name="vector")
+    request = milvus_pb2.DescribeIndexRequest(collection_name=collection)
     while time.monotonic() < until:
-        found = wire.call("DescribeIndex", request).index_descriptions[0]
-        if found.state == common_pb2.IndexState.Failed:
-            raise Fatal(f"Milvus could not build the index: {found.index_state_fail_reason}", setting="sink.url")
-        if found.indexed_rows + found.pending_index_rows >= found.total_rows and not found.pending_index_rows:
+        indexes = wire.call("DescribeIndex", request).index_descriptions
+        for index in indexes:
+            if index.state == common_pb2.IndexState.Failed:
+                raise Fatal(f"Milvus could not build the index: {index.index_state_fail_reason}", setting="sink.url")
+        if all(index.indexed_rows >= index.total_rows and not index.pending_index_rows for index in indexes):
             return
         time.sleep(0.2)

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 from pymilvus.grpc_gen import schema_pb2
 
-from seedbed.batch import RESERVED, TIMESTAMP, payload_of
+from seedbed.batch import RESERVED, TIMESTAMP, is_vector, payload_of, vector_column
 from seedbed.errors import RowError
 from seedbed.protocols import Vectors
 from seedbed.sinks.checks import check_json, key_at
@@ -64,7 +65,7 @@ def check_texts(points: pa.RecordBatch) -> None:
 
 def requests(points: pa.RecordBatch, payload: Sequence[bytes]) -> Iterator[tuple[int, int]]:
     """Stretches of rows that fit a message, as (start, length)."""
-    width = points.schema.field("vector").type.list_size * 4 if "vector" in points.schema.names else 0
+    width = sum(field.type.list_size * 4 for field in points.schema if is_vector(field))
     # Points of one batch are alike, so the largest is no bad measure of all.
     row = width + max(map(len, payload), default=0) + 512
     step = max(1, min(_REQUEST_ROWS, REQUEST_BYTES // row))
@@ -72,18 +73,36 @@ def requests(points: pa.RecordBatch, payload: Sequence[bytes]) -> Iterator[tuple
         yield start, min(step, points.num_rows - start)
 
 
-def fields(points: pa.RecordBatch, vectors: Any, payload: Sequence[bytes]) -> list[Any]:
-    """`fields_data` of Insert and Upsert, in the order of the collection's fields."""
+def fields(points: pa.RecordBatch, vectors: Sequence[Any], payload: Sequence[bytes]) -> list[Any]:
+    """`fields_data` of Insert and Upsert, in the order of the collection's fields. `vectors` are of `vector_fields`."""
     reserved = (_texts(f.name, points) if f.type == pa.string() else _integers(f.name, points) for f in RESERVED)
     dynamic = schema_pb2.FieldData(type=_TYPES.JSON, field_name=DYNAMIC, is_dynamic=True)
     dynamic.scalars.json_data.data.extend(payload)
-    return [_texts("id", points), vectors, *reserved, dynamic]
+    return [_texts("id", points), *vectors, *reserved, dynamic]
 
 
-def vector_field(vectors: Vectors, *, half: bool) -> Any:
+def held_field(name: str) -> str:
+    """The field that says whether a point has the vector of that name: Milvus' vectors cannot be NULL."""
+    return f"_has_{name}"
+
+
+def vector_fields(name: str, vectors: Vectors, present: npt.NDArray[np.bool_], *, half: bool) -> list[Any]:
+    """The vectors of one name as a field, of a named one also whether each point has it."""
+    if not name:
+        return [vector_field(name, vectors, half=half)]
+    if not present.all():
+        vectors = vectors.copy()
+        # Not zeros, which have no cosine.
+        vectors[~present] = np.eye(1, vectors.shape[1], dtype=np.float32)
+    held = schema_pb2.FieldData(type=_TYPES.Bool, field_name=held_field(name))
+    held.scalars.bool_data.data.extend(present.tolist())
+    return [vector_field(name, vectors, half=half), held]
+
+
+def vector_field(name: str, vectors: Vectors, *, half: bool) -> Any:
     """The vectors as one field. A repeated float on the wire is its bytes behind a tag and a length: parsing
     these costs a tenth of handing numbers over."""
-    made = schema_pb2.FieldData(field_name="vector")
+    made = schema_pb2.FieldData(field_name=vector_column(name))
     made.vectors.dim = vectors.shape[1]
     if half:
         made.type = _TYPES.Float16Vector
@@ -95,8 +114,20 @@ def vector_field(vectors: Vectors, *, half: bool) -> Any:
     return made
 
 
-def vectors_in(field: Any) -> Vectors:
-    """The inverse of `vector_field`."""
+def read_fields(name: str) -> list[str]:
+    """The fields that `vectors_in` needs."""
+    return [vector_column(name), *([held_field(name)] if name else [])]
+
+
+def vectors_in(answer: Any, name: str) -> tuple[Vectors, npt.NDArray[np.bool_]]:
+    """The inverse of `vector_fields`: the vectors, and which of them are meant."""
+    vectors = _numbers(field_named(answer, vector_column(name)))
+    if not name:
+        return vectors, np.ones(len(vectors), np.bool_)
+    return vectors, np.array(field_named(answer, held_field(name)).scalars.bool_data.data, np.bool_)
+
+
+def _numbers(field: Any) -> Vectors:
     dimensions = field.vectors.dim
     if field.type == _TYPES.Float16Vector:
         halves = np.frombuffer(field.vectors.float16_vector, dtype="<f2")

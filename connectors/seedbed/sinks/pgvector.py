@@ -1,7 +1,8 @@
 """pgvector on a Postgres server, or on the embedded one: `postgresql://…`, `pgvector+embedded:DIR`.
 
 A collection NAME is the table `NAME__v1` and the view `NAME`, by which readers search:
-`SELECT _key, title FROM "NAME" ORDER BY vector <=> $1 LIMIT 10`. `?index=none` in the URL builds no HNSW.
+`SELECT _key, title FROM "NAME" ORDER BY vector <=> $1 LIMIT 10`. Named vectors are columns `vector_NAME`.
+`?index=none` in the URL builds no HNSW.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from psycopg import sql
 
 from seedbed.errors import ConfigError
 from seedbed.postgres import Database, mapped
-from seedbed.protocols import CollectionSpec, Filter, Hit, Vectors
+from seedbed.protocols import UNNAMED, CollectionSpec, Filter, Hit, Vectors
 from seedbed.sinks import pgvector_index, pgvector_tables
 from seedbed.sinks.checks import check_points, check_query, not_made
 from seedbed.sinks.filters import conditions
@@ -87,14 +88,14 @@ class PgvectorSink:
             if page.num_rows < page_rows:
                 return
 
-    def search(self, vector: Vectors, k: int, filter: Filter | None = None) -> list[Hit]:
+    def search(self, vector: Vectors, k: int, filter: Filter | None = None, using: str = UNNAMED) -> list[Hit]:
         with self._session() as connection:
             known = self._standing(connection)
-            query = check_query(vector, known.spec)
+            query = check_query(vector, known.spec, using)
             where, parameters = where_clause(conditions(filter, known.spec.payload))
             if k < 1:
                 return []
-            rows = nearest(connection, known, query, k, where, parameters)
+            rows = nearest(connection, known, using, query, k, where, parameters)
         names = known.spec.payload.names
         return [
             Hit(row[0], row[1], score(known.spec, row[2]), dict(zip(names, map(readable, row[3:]), strict=True)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from psycopg import errors, sql
 
+from seedbed.batch import vector_column
 from seedbed.protocols import CollectionSpec, Metric
 from seedbed.sinks.pgvector_tables import Connection, Place
 from seedbed.sinks.pgvector_wire import vector_type
@@ -18,36 +19,38 @@ _MOST_BUILD_MEGABYTES = 1024
 def build(connection: Connection, place: Place, spec: CollectionSpec, version: str, *, ann: bool) -> None:
     """Builds what is missing; ANALYZE where something was. Readers go on meanwhile, writers wait."""
     table = place.table_name(version)
-    missing = {f"{table}_key_idx"} | ({f"{table}_vector_idx"} if ann else set())
-    if spec.space.dimensions > _MOST_DIMENSIONS:
-        missing.discard(f"{table}_vector_idx")
-    missing -= _standing(connection, place, table)
-    if f"{table}_key_idx" in missing:
+    standing = _standing(connection, place, table)
+    wanted = spec.vectors if ann and spec.space.dimensions <= _MOST_DIMENSIONS else ()
+    vectors = [name for name in wanted if vector_column(name) not in standing]
+    if "_key" not in standing:
         query = sql.SQL("create index if not exists {} on {} (_key)")
         connection.execute(query.format(sql.Identifier(f"{table}_key_idx"), place.table(version)))
-    if f"{table}_vector_idx" in missing:
-        _build_ann(connection, place, spec, version)
-    if missing:
+    for name in vectors:
+        _build_ann(connection, place, spec, version, name)
+    if vectors or "_key" not in standing:
         connection.execute(sql.SQL("analyze {}").format(place.table(version)))
 
 
-def _build_ann(connection: Connection, place: Place, spec: CollectionSpec, version: str) -> None:
+def _build_ann(connection: Connection, place: Place, spec: CollectionSpec, version: str, vector: str) -> None:
     # CVE-2026-3172: parallel builds of pgvector before 0.8.2 may write past a buffer.
     parallel = place.extension_version >= _FIXED_PARALLEL
     try:
-        _create_ann(connection, place, spec, version, parallel=parallel)
+        _create_ann(connection, place, spec, version, vector, parallel=parallel)
     except errors.DiskFull:
         if not parallel:
             raise
         # A parallel build shares its graph through /dev/shm, which is 64 MB in a container by default.
-        _create_ann(connection, place, spec, version, parallel=False)
+        _create_ann(connection, place, spec, version, vector, parallel=False)
 
 
-def _create_ann(connection: Connection, place: Place, spec: CollectionSpec, version: str, *, parallel: bool) -> None:
+def _create_ann(
+    connection: Connection, place: Place, spec: CollectionSpec, version: str, vector: str, *, parallel: bool
+) -> None:
     kind = vector_type(spec.space.dimensions)
-    query = sql.SQL("create index if not exists {} on {} using hnsw (vector {})").format(
-        sql.Identifier(f"{place.table_name(version)}_vector_idx"),
+    query = sql.SQL("create index if not exists {} on {} using hnsw ({} {})").format(
+        sql.Identifier(place.index_name(version, vector)),
         place.table(version),
+        sql.Identifier(vector_column(vector)),
         place.type(f"{kind}_{_CLASSES[spec.metric]}"),
     )
     with connection.transaction():
@@ -72,11 +75,12 @@ def _grant_memory(connection: Connection, place: Place, spec: CollectionSpec, ve
 
 
 def _standing(connection: Connection, place: Place, table: str) -> set[str]:
-    """The indexes of ours that stand, and ours by name where a user's own HNSW index does its work."""
+    """The columns that an index leads with, be it ours or a user's own."""
     rows = connection.execute(
-        "select i.relname, m.amname from pg_index x join pg_class i on i.oid = x.indexrelid"
-        " join pg_class t on t.oid = x.indrelid join pg_namespace n on n.oid = t.relnamespace"
-        " join pg_am m on m.oid = i.relam where n.nspname = %s and t.relname = %s and x.indisvalid",
+        "select a.attname from pg_index x join pg_class t on t.oid = x.indrelid"
+        " join pg_namespace n on n.oid = t.relnamespace"
+        " join pg_attribute a on a.attrelid = t.oid and a.attnum = x.indkey[0]"
+        " where n.nspname = %s and t.relname = %s and x.indisvalid",
         [place.schema, table],
     ).fetchall()
-    return {f"{table}_vector_idx" if method in ("hnsw", "ivfflat") else name for name, method in rows}
+    return {name for (name,) in rows}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from psycopg import sql
 
-from seedbed.batch import point_schema, vectors_array
+from seedbed.batch import is_vector, point_schema, vector_column, vectors_array
 from seedbed.protocols import CollectionSpec, Vectors
 from seedbed.sinks.filters import Condition
 from seedbed.sinks.pgvector_index import OPERATORS
@@ -39,9 +40,19 @@ def where_clause(tests: Sequence[Condition]) -> tuple[sql.Composable, list[objec
 
 
 def nearest(
-    connection: Connection, known: Standing, query: Vectors, k: int, where: sql.Composable, parameters: list[object]
+    connection: Connection,
+    known: Standing,
+    using: str,
+    query: Vectors,
+    k: int,
+    where: sql.Composable,
+    parameters: list[object],
 ) -> list[tuple[Any, ...]]:
-    distance = sql.SQL("vector {} %b").format(known.place.operator(OPERATORS[known.spec.metric]))
+    column = quoted(vector_column(using))
+    distance = sql.SQL("{} {} %b").format(column, known.place.operator(OPERATORS[known.spec.metric]))
+    if using:
+        word = sql.SQL("and") if parameters else sql.SQL("where")
+        where = sql.SQL("{} {} {} is not null").format(where, word, column)
     statement = sql.SQL("select {}, {} as distance{} from {}{} order by distance limit {}").format(
         sql.SQL(", ").join(map(quoted, ("_key", "_chunk"))),
         distance,
@@ -72,7 +83,7 @@ def read_page(
     connection: Connection, known: Standing, last: str | None, page_rows: int, vectors: bool
 ) -> pa.RecordBatch:
     dimensions = known.spec.space.dimensions
-    schema = point_schema(dimensions if vectors else None, known.spec.payload)
+    schema = point_schema(dimensions if vectors else None, known.spec.payload, known.spec.vectors)
     columns = [sql.SQL("id::text") if name == "id" else sql.Identifier(name) for name in schema.names]
     statement = sql.SQL("select {} from {}{} order by {}.id limit {}").format(
         sql.SQL(", ").join(columns),
@@ -85,9 +96,12 @@ def read_page(
         rows = cursor.execute(statement).fetchall()
     arrays = []
     for field, values in zip(schema, zip(*rows, strict=True) if rows else [()] * len(schema), strict=True):
-        if field.name == "vector":
+        if is_vector(field):
             # pgvector's types have no loader here, so their values arrive as the bytes that they are on the wire.
-            arrays.append(vectors_array(vectors_from(values, known.kind, dimensions)))
+            present = np.array([value is not None for value in values], np.bool_)
+            made = np.zeros((len(values), dimensions), np.float32)
+            made[present] = vectors_from([value for value in values if value is not None], known.kind, dimensions)
+            arrays.append(vectors_array(made, present))
         else:
             arrays.append(pa.array(values, field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)

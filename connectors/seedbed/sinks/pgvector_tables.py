@@ -15,11 +15,11 @@ import pyarrow as pa
 from psycopg import errors, sql
 from psycopg.rows import TupleRow
 
-from seedbed.batch import RESERVED
+from seedbed.batch import RESERVED, vector_column
 from seedbed.errors import ConfigError, Fatal, Refused
 from seedbed.identity import Space
 from seedbed.protocols import CollectionSpec
-from seedbed.sinks.checks import check_fit, check_payload, merged_payload
+from seedbed.sinks.checks import check_fit, check_spec, merged_payload
 from seedbed.sinks.payload import payload_from_json, payload_to_json
 from seedbed.sinks.pgvector_wire import sql_type, vector_type
 
@@ -53,6 +53,10 @@ class Place:
 
     def table_name(self, version: str) -> str:
         return f"{self.name}__{version}"
+
+    def index_name(self, version: str, vector: str) -> str:
+        """The name of the index over one of the vectors."""
+        return f"{self.table_name(version)}_{vector_column(vector)}_idx"
 
     def type(self, name: str) -> sql.Composable:
         return sql.Identifier(self.extension, name)
@@ -161,13 +165,19 @@ def read_spec(connection: Connection, place: Place) -> tuple[CollectionSpec, str
     """The spec and version of a collection of ours, None where there is none."""
     if _kind(connection, place.schema, META) is None:
         return None
-    query = sql.SQL("select pipeline, version, space, metric, payload, info from {} where name = %s").format(place.meta)
-    row = connection.execute(query, [place.name]).fetchone()
+    query = sql.SQL("select pipeline, version, space, metric, payload, info, vectors from {} where name = %s")
+    row = connection.execute(query.format(place.meta), [place.name]).fetchone()
     if row is None or _kind(connection, place.schema, place.table_name(row[1])) is None:
         return None
-    pipeline, version, space, metric, payload, info = row
+    pipeline, version, space, metric, payload, info, vectors = row
     spec = CollectionSpec(
-        place.name, pipeline, Space.from_json(space), metric, payload_from_json(payload), json.loads(info)
+        place.name,
+        pipeline,
+        Space.from_json(space),
+        metric,
+        payload_from_json(payload),
+        json.loads(info),
+        tuple(json.loads(vectors)),
     )
     return spec, version
 
@@ -175,13 +185,14 @@ def read_spec(connection: Connection, place: Place) -> tuple[CollectionSpec, str
 def ensure(connection: Connection, place: Place, spec: CollectionSpec) -> tuple[CollectionSpec, str]:
     """Makes the collection or checks it; see protocols.Sink.ensure. Raises Refused, ConfigError."""
     _check_names(spec.payload)
-    check_payload(spec.payload)
+    check_spec(spec)
     spec = replace(spec, name=place.name)
     with connection.transaction():
         connection.execute("set local lock_timeout = '10s'")
         connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"seedbed:{place.schema}"])
         standing = read_spec(connection, place)
         if standing is None:
+            _check_index_names(place, spec)
             _refuse_strangers(connection, place)
             _create(connection, place, spec, "v1")
             return spec, "v1"
@@ -219,7 +230,15 @@ def _create(connection: Connection, place: Place, spec: CollectionSpec, version:
         )
     columns = [
         sql.SQL("id uuid primary key"),
-        sql.SQL("vector {}({}) not null").format(place.type(kind), sql.Literal(spec.space.dimensions)),
+        *(
+            sql.SQL("{} {}({}){}").format(
+                sql.Identifier(vector_column(name)),
+                place.type(kind),
+                sql.Literal(spec.space.dimensions),
+                sql.SQL("" if name else " not null"),
+            )
+            for name in spec.vectors
+        ),
         *(sql.SQL("{} not null").format(_column(field.name, field.type)) for field in RESERVED),
         *(_column(field.name, field.type) for field in spec.payload),
     ]
@@ -228,14 +247,15 @@ def _create(connection: Connection, place: Place, spec: CollectionSpec, version:
     connection.execute(
         sql.SQL(
             "create table if not exists {} (name text primary key, pipeline text not null, version text not null,"
-            " space text not null, metric text not null, payload text not null, info text not null)"
+            " space text not null, metric text not null, payload text not null, info text not null,"
+            " vectors text not null)"
         ).format(place.meta)
     )
     _write_spec(connection, place, spec, version)
 
 
 def _create_view(connection: Connection, place: Place, spec: CollectionSpec, version: str) -> None:
-    names = ["id", "vector", *RESERVED.names, *spec.payload.names]
+    names = ["id", *map(vector_column, spec.vectors), *RESERVED.names, *spec.payload.names]
     columns = sql.SQL(", ").join(map(sql.Identifier, names))
     query = sql.SQL("create or replace view {} as select {} from {}")
     connection.execute(query.format(place.view, columns, place.table(version)))
@@ -244,11 +264,14 @@ def _create_view(connection: Connection, place: Place, spec: CollectionSpec, ver
 def _write_spec(connection: Connection, place: Place, spec: CollectionSpec, version: str) -> None:
     values = [place.name, spec.pipeline, version, spec.space.to_json(), spec.metric]
     values += [payload_to_json(spec.payload), json.dumps(dict(spec.info), ensure_ascii=False)]
+    values += [json.dumps(spec.vectors)]
     connection.execute(
         sql.SQL(
-            "insert into {} (name, pipeline, version, space, metric, payload, info) values (%s, %s, %s, %s, %s, %s, %s)"
-            " on conflict (name) do update set (pipeline, version, space, metric, payload, info) ="
-            " (excluded.pipeline, excluded.version, excluded.space, excluded.metric, excluded.payload, excluded.info)"
+            "insert into {} (name, pipeline, version, space, metric, payload, info, vectors)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s)"
+            " on conflict (name) do update set (pipeline, version, space, metric, payload, info, vectors) ="
+            " (excluded.pipeline, excluded.version, excluded.space, excluded.metric, excluded.payload, excluded.info,"
+            " excluded.vectors)"
         ).format(place.meta),
         values,
     )
@@ -266,6 +289,16 @@ def _check_names(payload: pa.Schema) -> None:
                 + ("the name is its own" if name.lower() in _SYSTEM else "the name is longer than 63 bytes"),
                 setting="sink.payload",
                 hint="rename the column in a `query`",
+            )
+
+
+def _check_index_names(place: Place, spec: CollectionSpec) -> None:
+    for name in spec.vectors:
+        if len(place.index_name("v9999", name).encode()) > 63:
+            raise ConfigError(
+                f"the collection name {place.name!r} and the vector's name {name!r} together are too long for an index",
+                setting="sink.collection",
+                hint="Postgres takes names of 63 bytes: shorten one of them",
             )
 
 

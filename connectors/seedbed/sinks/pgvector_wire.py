@@ -28,7 +28,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.rows import TupleRow
 
-from seedbed.batch import TIMESTAMP, vectors_of
+from seedbed.batch import TIMESTAMP, present_in, vectors_of
 from seedbed.errors import RowError
 from seedbed.protocols import Vectors
 
@@ -89,15 +89,16 @@ def vector_value(vector: Vectors, kind: str, known: dict[str, int]) -> Raw:
     return Raw(_framed_vectors(vector[None, :], kind)[_LENGTH.size :], known[kind])
 
 
-def vector_array(points: pa.RecordBatch, kind: str, known: dict[str, int]) -> Raw:
-    """The vectors of a batch. Raises RowError for a number beyond what half precision holds."""
-    vectors = vectors_of(points)
+def vector_array(points: pa.RecordBatch, name: str, kind: str, known: dict[str, int]) -> Raw:
+    """A batch's vectors of one name. Raises RowError for a number beyond what half precision holds."""
+    vectors = vectors_of(points, name)
     if kind == "halfvec" and len(vectors):
         large = np.abs(vectors).max(axis=1) > 65504
         if large.any():
             key = points.column("_key")[int(large.argmax())].as_py()
             raise RowError("the vector holds a number beyond ±65504, the range of halfvec", key=key)
-    return _array(known[f"{kind}[]"], known[kind], len(vectors), _framed_vectors(vectors, kind))
+    present = present_in(points, name)
+    return _nullable(known[f"{kind}[]"], known[kind], _framed_vectors(vectors, kind), present)
 
 
 def vectors_from(values: Sequence[bytes], kind: str, dimensions: int) -> Vectors:
@@ -187,11 +188,16 @@ def _fixed(array_oid: int, oid: int, values: npt.NDArray[Any], valid: npt.NDArra
     made = np.empty(len(values), record)
     made["length"] = values.dtype.itemsize
     made["value"] = values
-    if valid is None:
-        return _array(array_oid, oid, len(values), made.tobytes())
-    raw, width = made.tobytes(), record.itemsize
+    return _nullable(array_oid, oid, made.tobytes(), np.ones(len(values), np.bool_) if valid is None else valid)
+
+
+def _nullable(array_oid: int, oid: int, raw: bytes, valid: npt.NDArray[np.bool_]) -> Raw:
+    """An array of elements of one width, NULL where not `valid`."""
+    if valid.all():
+        return _array(array_oid, oid, len(valid), raw)
+    width = len(raw) // len(valid)
     parts = [raw[at * width : (at + 1) * width] if ok else _NULL for at, ok in enumerate(valid.tolist())]
-    return _array(array_oid, oid, len(values), b"".join(parts))
+    return _array(array_oid, oid, len(valid), b"".join(parts))
 
 
 def _texts(values: Sequence[str | None]) -> Raw:

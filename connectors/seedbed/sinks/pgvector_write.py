@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import errors, sql
 
-from seedbed.batch import RESERVED
+from seedbed.batch import RESERVED, vector_column
 from seedbed.errors import RowError
 from seedbed.sinks.checks import key_at
 from seedbed.sinks.pgvector_tables import Connection, Standing, quoted
@@ -18,7 +18,8 @@ ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, errors.ProgramLimitExce
 
 def store(connection: Connection, known: Standing, points: pa.RecordBatch, *, vectors: bool) -> None:
     """One statement: atomic, and durable once it returns. Rows that would not change are not written."""
-    names = ["id", *(["vector"] if vectors else []), *RESERVED.names, *known.spec.payload.names]
+    held = list(map(vector_column, known.spec.vectors)) if vectors else []
+    names = ["id", *held, *RESERVED.names, *known.spec.payload.names]
     parameters: list[Raw] = []
     made: list[sql.Composable] = []
     for number, name in enumerate(names):
@@ -33,7 +34,14 @@ def store(connection: Connection, known: Standing, points: pa.RecordBatch, *, ve
         sql.SQL(", ").join(quoted(f"c{number}") for number in range(len(names))),
     )
     changed = [name for name in names if name != "id"]
-    plain = [name for name in changed if name != "vector"]
+    plain = [name for name in changed if name not in held]
+    # The extension may be outside the search_path, where a comparison of whole rows would look for it.
+    other = sql.SQL(" or ").join(
+        sql.SQL("coalesce(t.{0} {1} excluded.{0}, (t.{0} is null) <> (excluded.{0} is null))").format(
+            quoted(name), known.place.operator("<>")
+        )
+        for name in held
+    )
     words = {
         "table": known.table,
         "columns": columns,
@@ -44,15 +52,14 @@ def store(connection: Connection, known: Standing, points: pa.RecordBatch, *, ve
         "old_plain": sql.SQL(", ").join(quoted("t", name) for name in plain),
         "new_plain": sql.SQL(", ").join(quoted("n", name) for name in plain),
         "excluded_plain": sql.SQL(", ").join(quoted("excluded", name) for name in plain),
-        # The extension may be outside the search_path, where a comparison of whole rows would look for it.
-        "other": known.place.operator("<>"),
+        "other": other,
     }
     connection.execute(sql.SQL(_UPSERT if vectors else _UPDATE).format(**words), parameters)
 
 
 _UPSERT = (
     "insert into {table} as t ({columns}) {rows} on conflict (id) do update set ({changed}) = row({excluded})"
-    " where row({old_plain}) is distinct from row({excluded_plain}) or t.vector {other} excluded.vector"
+    " where row({old_plain}) is distinct from row({excluded_plain}) or {other}"
 )
 _UPDATE = (
     "update {table} as t set ({changed}) = row({new}) from ({rows}) as n({columns})"
@@ -63,8 +70,9 @@ _UPDATE = (
 def _column(points: pa.RecordBatch, known: Standing, name: str) -> tuple[Raw, str]:
     if name == "id":
         return uuid_array(points.column("id")), "{0}"
-    if name == "vector":
-        return vector_array(points, known.kind, known.oids), "{0}"
+    vector = {vector_column(vector): vector for vector in known.spec.vectors}.get(name)
+    if vector is not None:
+        return vector_array(points, vector, known.kind, known.oids), "{0}"
     if name in points.schema.names:
         return payload_array(points.column(name))
     # A payload field that the pipeline no longer sends.

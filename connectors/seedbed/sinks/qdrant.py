@@ -14,14 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from seedbed.protocols import CollectionSpec, Filter, Hit, Vectors
+from seedbed.protocols import UNNAMED, CollectionSpec, Filter, Hit, Vectors
 from seedbed.sinks import meta, options
 from seedbed.sinks.checks import (
     check_fit,
     check_json,
-    check_payload,
     check_points,
     check_query,
+    check_spec,
     merged_payload,
     not_made,
 )
@@ -42,7 +42,7 @@ class QdrantSink:
         self._guard = threading.RLock()
 
     def ensure(self, spec: CollectionSpec) -> str:
-        check_payload(spec.payload)
+        check_spec(spec)
         wanted = replace(spec, name=self._name)
         with self._guard:
             found = self._engine.find()
@@ -102,13 +102,13 @@ class QdrantSink:
             if start is None:
                 return
 
-    def search(self, vector: Vectors, k: int, filter: Filter | None = None) -> list[Hit]:
+    def search(self, vector: Vectors, k: int, filter: Filter | None = None, using: str = UNNAMED) -> list[Hit]:
         with self._guard:
             spec = self._spec()
-            query, tests = check_query(vector, spec), conditions(filter, spec.payload)
+            query, tests = check_query(vector, spec, using), conditions(filter, spec.payload)
             if k < 1 or any(map(_impossible, tests)):
                 return []
-            found = self._engine.search(query, k, tests)
+            found = self._engine.search(query, k, tests, using)
         sign = -1.0 if spec.metric == "l2" else 1.0
         return [Hit(kept["_key"], kept["_chunk"], sign * score, shown(spec, kept)) for kept, score in found]
 

@@ -53,6 +53,7 @@ class Kept(NamedTuple):
     id: str
     payload: Mapping[str, Any]
     vector: Any = None
+    """A list of numbers, or a mapping of them by name."""
 
 
 class Engine(Protocol):
@@ -82,7 +83,7 @@ class Engine(Protocol):
         """Points in id order from `start` on, and where to go on."""
         ...
 
-    def search(self, vector: Vectors, k: int, tests: Sequence[Condition]) -> list[tuple[Payload, float]]:
+    def search(self, vector: Vectors, k: int, tests: Sequence[Condition], using: str) -> list[tuple[Payload, float]]:
         """Payload and Qdrant's score, best first."""
         ...
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seedbed.batch import RESERVED, TIMESTAMP, point_schema, vectors_array
+from seedbed.batch import RESERVED, TIMESTAMP, is_vector, point_schema, vector_column, vectors_array
 from seedbed.protocols import CollectionSpec
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
@@ -33,7 +33,7 @@ def columns(points: pa.RecordBatch) -> dict[str, list[Any]]:
     return {
         stored_name(field.name): _plain(points.column(field.name)).to_pylist()
         for field in points.schema
-        if field.name not in ("id", "vector")
+        if field.name != "id" and not is_vector(field)
     }
 
 
@@ -54,18 +54,28 @@ def batch_of(
     spec: CollectionSpec, ids: Sequence[str], kept: Sequence[Mapping[str, Any]], vectors: Sequence[Any] | None
 ) -> pa.RecordBatch:
     """The inverse, as `Sink.scan` gives it."""
-    schema = point_schema(None if vectors is None else spec.space.dimensions, spec.payload)
+    schema = point_schema(None if vectors is None else spec.space.dimensions, spec.payload, spec.vectors)
+    names = {vector_column(name): name for name in spec.vectors}
     arrays = []
     for field in schema:
         if field.name == "id":
             arrays.append(pa.array(ids, pa.string()))
-        elif field.name == "vector":
+        elif field.name in names:
             assert vectors is not None
-            arrays.append(vectors_array(np.asarray(vectors, np.float32).reshape(len(ids), -1)))
+            arrays.append(_vectors(vectors, names[field.name], spec.space.dimensions))
         else:
             name = stored_name(field.name)
             arrays.append(_typed([row.get(name) for row in kept], field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _vectors(kept: Sequence[Any], name: str, dimensions: int) -> pa.Array:
+    found = [vector.get(name) if name else vector for vector in kept]
+    present = np.array([vector is not None for vector in found], np.bool_)
+    made = np.zeros((len(found), dimensions), np.float32)
+    if present.any():
+        made[present] = [vector for vector in found if vector is not None]
+    return vectors_array(made, present)
 
 
 def _typed(values: list[Any], kind: pa.DataType) -> pa.Array:

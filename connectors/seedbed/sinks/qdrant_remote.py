@@ -12,9 +12,9 @@ import pyarrow as pa
 from qdrant_client import QdrantClient, grpc, models
 from qdrant_client.connection import get_channel
 
-from seedbed.batch import vectors_of
+from seedbed.batch import present_in, vector_names, vectors_of
 from seedbed.errors import ConfigError, Fatal, Refused, SeedbedError
-from seedbed.protocols import CollectionSpec, Vectors
+from seedbed.protocols import UNNAMED, CollectionSpec, Vectors
 from seedbed.sinks import options
 from seedbed.sinks.filters import Condition
 from seedbed.sinks.qdrant_engine import DISTANCES, EF, KNOWN, OVERSAMPLING, Kept, Options
@@ -143,14 +143,14 @@ class RemoteEngine:
 
     def _create(self, collection: str, spec: CollectionSpec, meta: str) -> None:
         made = self._options
-        vectors = models.VectorParams(
+        params = models.VectorParams(
             size=spec.space.dimensions, distance=models.Distance(DISTANCES[spec.metric]), on_disk=made.on_disk
         )
         try:
             with mapped(self._where):
                 self._client.create_collection(
                     collection,
-                    vectors_config=vectors,
+                    vectors_config=params if spec.vectors == (UNNAMED,) else dict.fromkeys(spec.vectors, params),
                     hnsw_config=models.HnswConfigDiff(m=made.m, ef_construct=made.ef_construct),
                     quantization_config=_quantization(made.quantization),
                     # A bulk load is quicker without an index beside it; `finish` lets it be built.
@@ -197,7 +197,7 @@ class RemoteEngine:
                 ids, kept = points.column("id").to_pylist(), payloads(points)
                 made = [
                     models.PointStruct(id=identity, vector=vector, payload=payload)
-                    for identity, vector, payload in zip(ids, vectors_of(points).tolist(), kept, strict=True)
+                    for identity, vector, payload in zip(ids, _vectors(points), kept, strict=True)
                 ]
                 self._client.upsert(self._collection(), made, wait=True)
 
@@ -244,11 +244,12 @@ class RemoteEngine:
             kept = [Kept(str(point.id), point.payload or {}, point.vector) for point in found]
             return kept, None if following is None else str(following)
 
-    def search(self, vector: Vectors, k: int, tests: Sequence[Condition]) -> list[tuple[Payload, float]]:
+    def search(self, vector: Vectors, k: int, tests: Sequence[Condition], using: str) -> list[tuple[Payload, float]]:
         with mapped(self._where):
             found = self._client.query_points(
                 self._name,
                 query=vector.tolist(),
+                using=using or None,
                 query_filter=filter_of(tests, _WORDS),
                 limit=k,
                 with_payload=True,
@@ -267,6 +268,16 @@ class RemoteEngine:
         if self._written is None:
             self._written = self._target() or self._name
         return self._written
+
+
+def _vectors(points: pa.RecordBatch) -> list[Any]:
+    """Of each point its vector, or those that it has by name."""
+    rows: list[dict[str, list[float]]] = [{} for _ in range(points.num_rows)]
+    for name in vector_names(points.schema):
+        for row, vector, present in zip(rows, vectors_of(points, name), present_in(points, name), strict=True):
+            if present:
+                row[name] = vector.tolist()
+    return [row.get(UNNAMED, row) for row in rows]
 
 
 def _quantization(kind: str) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from seedbed.batch import vectors_of
+from seedbed.batch import present_in, vector_names, vectors_of
+from seedbed.protocols import UNNAMED
 from seedbed.sinks.protobuf import varint
 from seedbed.sinks.qdrant_payload import columns
 
@@ -34,17 +35,47 @@ def upserts(collection: str, points: pa.RecordBatch) -> Iterator[bytes]:
 
 
 def _points(points: pa.RecordBatch) -> Iterator[bytes]:
-    vectors = vectors_of(points)
-    raw, width = vectors.tobytes(), vectors.shape[1] * 4
-    # Vectors { vector { dense = 101 { data = 1, packed } } }
-    head = b"\x0a" + varint(width) if width else b""
-    for field in (b"\xaa\x06", b"\x0a", b"\x22"):
-        head = field + varint(width + len(head)) + head
+    names = vector_names(points.schema)
+    vectors = _only(points) if names == [UNNAMED] else _named(points, names)
     values = [_entries(name, column) for name, column in columns(points).items()]
     for row, identity in enumerate(points.column("id").to_pylist()):
         fields = b"".join([entries[row] for entries in values])
-        vector = raw[row * width : (row + 1) * width]
-        yield b"\x0a\x26\x12\x24" + identity.encode() + fields + head + vector
+        yield b"\x0a\x26\x12\x24" + identity.encode() + fields + vectors(row)
+
+
+def _only(points: pa.RecordBatch) -> Callable[[int], bytes]:
+    """PointStruct.vectors = 4 { vector = 1 { dense = 101 { data = 1, packed } } } of a row."""
+    vectors = vectors_of(points)
+    raw, width = vectors.tobytes(), vectors.shape[1] * 4
+    head = _framed_head(width, b"\xaa\x06", b"\x0a", b"\x22")
+    return lambda row: head + raw[row * width : (row + 1) * width]
+
+
+def _named(points: pa.RecordBatch, names: list[str]) -> Callable[[int], bytes]:
+    """PointStruct.vectors = 4 { vectors = 2 { map entries = 1 { name = 1, vector = 2 { dense } } } } of a row."""
+    held = []
+    for name in names:
+        vectors = vectors_of(points, name)
+        width, key = vectors.shape[1] * 4, name.encode()
+        start = b"\x0a" + varint(len(key)) + key
+        head = start + _framed_head(width, b"\xaa\x06", b"\x12")
+        entry = b"\x0a" + varint(len(head) + width) + head
+        held.append((entry, vectors.tobytes(), width, present_in(points, name)))
+
+    def found(row: int) -> bytes:
+        body = b"".join([e + raw[row * w : (row + 1) * w] for e, raw, w, present in held if present[row]])
+        inner = b"\x12" + varint(len(body)) + body
+        return b"\x22" + varint(len(inner)) + inner
+
+    return found
+
+
+def _framed_head(width: int, *fields: bytes) -> bytes:
+    """What stands before the numbers of one vector: packed `data`, within these fields, the innermost first."""
+    head = b"\x0a" + varint(width) if width else b""
+    for field in fields:
+        head = field + varint(width + len(head)) + head
+    return head
 
 
 def _entries(name: str, values: list[Any]) -> list[bytes]:
