@@ -49,6 +49,10 @@ class EmbedderConfig(_Table, frozen=True, kw_only=True):
     dimensions: int | UnsetType = UNSET
     instruction: str = ""
     query_instruction: str = ""
+    family: str | None = None
+    api_key: str | None = None
+    rpm: int | None = None
+    tpm: int | None = None
 
 
 class SinkConfig(_Table, frozen=True, kw_only=True):
@@ -74,10 +78,13 @@ class CacheConfig(_Table, frozen=True, kw_only=True):
 class LimitsConfig(_Table, frozen=True, kw_only=True):
     max_delete: float = 0.2
     max_reembed: float = 0.2
+    tokens: int = 0
+    money: float = 0.0
 
 
 class PricesConfig(_Table, frozen=True, kw_only=True):
     text: float = 0.0
+    image: float = 0.0
     currency: str = "CNY"
 
 
@@ -270,6 +277,12 @@ def _complete(made: Declaration, base: Path) -> Declaration:
             raise ConfigError(
                 f"{share} is no share of the rows", setting=f"limits.{setting}", hint="0.2 is one in five"
             )
+    if made.limits.money and not made.prices.text:
+        raise ConfigError(
+            "a budget in money needs prices", setting="limits.money", hint="[prices]\ntext = 0.70  # a million tokens"
+        )
+    if made.limits.tokens < 0 or made.limits.money < 0:
+        raise ConfigError("a budget is at least 0, which is none", setting="limits")
     if made.chunk is not None and UNNAMED not in made.content:
         raise ConfigError(
             "a row with several named vectors cannot be cut into chunks",

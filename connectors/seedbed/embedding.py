@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,9 +15,9 @@ import numpy.typing as npt
 from seedbed.cache import VectorCache
 from seedbed.content import Content
 from seedbed.diff import VECTOR, Work
-from seedbed.errors import ContentsRefused, Fatal
+from seedbed.errors import ContentsRefused, Fatal, Refused, budget_spent
 from seedbed.identity import cache_key
-from seedbed.protocols import Embedder, Vectors
+from seedbed.protocols import CanCountTokens, CanSpend, CanStream, Embedder, Vectors
 from seedbed.retry import Patience
 
 if TYPE_CHECKING:
@@ -52,21 +54,46 @@ class Embedded:
     """Rows that the model refused: index → reason."""
     intents: dict[int, int] = field(default_factory=dict)
     """The ledger's intents of this batch, by the sink's number."""
+    cut: bool = False
+    """Some of the rows were left out, as the run was stopped or its budget spent; no batch comes after this one."""
+    spent: Refused | None = None
+    """Why, where it was the budget."""
     embedded: int = 0
     cached: int = 0
     tokens: int = 0
 
 
 class EmbeddingStage:
+    """`most_tokens` is a budget for embedders that do not keep to one themselves. `stop` ends a batch early, with the
+    rows that are embedded by then."""
+
     def __init__(
-        self, embedder: Embedder, cache: VectorCache | None, chunker: Chunker | None, patience: Patience
+        self,
+        embedder: Embedder,
+        cache: VectorCache | None,
+        chunker: Chunker | None,
+        patience: Patience,
+        *,
+        stop: threading.Event | None = None,
+        most_tokens: int = 0,
     ) -> None:
+        self._stop = stop or threading.Event()
+        self._most = 0 if isinstance(embedder, CanSpend) else most_tokens
+        self._spent: Refused | None = None
         self._embedder = embedder
         self._cache = cache
         self._chunker = chunker
         self._patience = patience
         self._dimensions = embedder.space.dimensions
         self._space = embedder.space.digest
+
+    def each(self, works: Iterable[Work]) -> Iterator[Embedded]:
+        """The works embedded, up to the first that was cut."""
+        for work in works:
+            batch = self(work)
+            yield batch
+            if batch.cut:
+                return
 
     def __call__(self, work: Work) -> Embedded:
         spans = [self.spans(contents) for contents in work.contents]
@@ -75,8 +102,13 @@ class EmbeddingStage:
         missing, askers = _first_askers(pieces, known)
         before = self._embedder.usage.tokens
         refused = self._embed(missing, known)
-        result = Embedded(work, spans, tokens=self._embedder.usage.tokens - before)
+        result = Embedded(work, spans, tokens=self._embedder.usage.tokens - before, spent=self._spent)
+        undone = {
+            row for row, found in pieces.items() if any(p.key not in known and p.key not in refused for p in found)
+        }
         for row, row_pieces in pieces.items():
+            if row in undone:
+                continue
             bad = next((refused[piece.key] for piece in row_pieces if piece.key in refused), None)
             if bad is not None:
                 result.failed[row] = bad
@@ -84,8 +116,8 @@ class EmbeddingStage:
                 result.embedded += 1
             else:
                 result.cached += 1
-        self._fill(result, pieces, known)
-        return result
+        self._fill(result, {row: found for row, found in pieces.items() if row not in undone}, known)
+        return _without(result, undone) if undone else result
 
     def missing(self, work: Work) -> list[Content]:
         """The contents that `__call__` would embed; embeds nothing."""
@@ -129,11 +161,45 @@ class EmbeddingStage:
                 result.vectors[vector][result.first[row] + point] = known[key]
                 result.present[vector][result.first[row] + point] = True
 
+    def _stream(
+        self, embedder: CanStream, keys: list[bytes], contents: list[Content], known: dict[bytes, Vectors]
+    ) -> dict[bytes, str]:
+        """As `_embed`; what is paid for is in the cache at once, whatever happens to the rest."""
+        refused: dict[bytes, str] = {}
+        try:
+            with closing(embedder.stream(contents)) as portions:
+                for portion in portions:
+                    fresh = {keys[n]: vector for n, vector in zip(portion.positions, portion.vectors, strict=True)}
+                    known.update(fresh)
+                    if self._cache and fresh:
+                        self._cache.put(fresh)
+                    refused.update({keys[n]: reason for n, reason in portion.refused.items()})
+                    if self._stop.is_set():
+                        break
+        except Refused as spent:
+            self._spent = spent
+        return refused
+
+    def _affordable(self, contents: list[Content]) -> list[Content]:
+        """As many as the budget allows, by their count beforehand."""
+        if not self._most or not isinstance(self._embedder, CanCountTokens):
+            return contents
+        sums = self._embedder.usage.tokens + np.cumsum(self._embedder.count_tokens(contents))
+        fitting = int(np.searchsorted(sums, self._most, side="right"))
+        if fitting < len(contents):
+            self._spent = budget_spent(f"{self._most:,} tokens", "limits.tokens")
+        return contents[:fitting]
+
     def _embed(self, missing: dict[bytes, Content], known: dict[bytes, Vectors]) -> dict[bytes, str]:
         """Adds the missing vectors to the known ones and to the cache; the refused ones with their reasons."""
         if not missing:
             return {}
         keys, contents = list(missing), list(missing.values())
+        if isinstance(self._embedder, CanStream):
+            return self._stream(self._embedder, keys, contents, known)
+        contents = self._affordable(contents)
+        if not contents:
+            return {}
         vectors, refused = self._patience.run(lambda: _call(self._embedder, contents))
         if vectors.shape != (len(contents), self._dimensions):
             raise Fatal(
@@ -143,11 +209,24 @@ class EmbeddingStage:
             )
         for number in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
             refused.setdefault(int(number), "the model answered with NaN or infinite numbers")
-        fresh = {key: vectors[n] for n, key in enumerate(keys) if n not in refused}
+        fresh = {keys[n]: vectors[n] for n in range(len(contents)) if n not in refused}
         known.update(fresh)
         if self._cache:
             self._cache.put(fresh)
         return {keys[n]: reason for n, reason in refused.items()}
+
+
+def _without(batch: Embedded, undone: set[int]) -> Embedded:
+    """The rows that are whole; points keep their numbers."""
+    kept = [row for row in range(len(batch.work)) if row not in undone]
+    return replace(
+        batch,
+        work=batch.work.take(kept),
+        spans=[batch.spans[row] for row in kept],
+        first=[batch.first[row] for row in kept],
+        failed={new: batch.failed[row] for new, row in enumerate(kept) if row in batch.failed},
+        cut=True,
+    )
 
 
 def whole_text(contents: Sequence[Content]) -> str:

@@ -5,7 +5,8 @@
     │   └── MissingDependency  an optional package is not installed: says which
     ├── Refused                done would be worse than not done: a brake, a budget,     exit 5
     │   │                      a foreign collection, another space
-    │   └── AlreadyRunning     another run of the same pipeline holds the ledger
+    │   ├── AlreadyRunning     another run of the same pipeline holds the ledger
+    │   └── BudgetSpent        `[limits] tokens` or `money`
     ├── ServiceError           a database, store or model did not do its part            exit 1
     │   ├── Transient          trying again may help: only the pipeline does so
     │   └── Fatal              trying again cannot help: wrong password, expired key
@@ -82,6 +83,19 @@ class Refused(SeedbedError):
 
 class AlreadyRunning(Refused):
     code = "already_running"
+
+
+class BudgetSpent(Refused):
+    code = "budget"
+
+
+def budget_spent(amount: str, setting: str) -> BudgetSpent:
+    """The error of a run that may spend no more."""
+    return BudgetSpent(
+        f"the budget of {amount} is spent",
+        setting=setting,
+        hint="what was embedded is kept: raise the budget or run again, and no call is repeated",
+    )
 
 
 class ServiceError(SeedbedError):

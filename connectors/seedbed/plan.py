@@ -8,11 +8,14 @@ from seedbed.diff import Differ, PageDiff
 from seedbed.embedding import EmbeddingStage
 from seedbed.errors import ServiceError
 from seedbed.ledger import Destination
-from seedbed.protocols import CanCountTokens, Selection
+from seedbed.protocols import CanCountTokens, CanSpend, Selection
 from seedbed.report import PlanReport
 from seedbed.retry import Patience
 from seedbed.session import Outlet, Session
 from seedbed.sinks.checks import check_fit
+
+CALIBRATED = 200
+"""Calls after which an estimate is shown as a number."""
 
 
 def plan(session: Session) -> PlanReport:
@@ -40,9 +43,26 @@ def plan(session: Session) -> PlanReport:
         _add(report, found)
         _add_tokens(session, report, found)
     report.deleted = len(gone)
+    _calibrate(session, report)
     if report.tokens is not None and session.declaration.prices.text:
-        report.cost = report.tokens * session.declaration.prices.text / 1e6
+        report.cost = session.prices.cost(report.tokens)
+        if report.tokens_range is not None:
+            least, most = (session.prices.cost(tokens) for tokens in report.tokens_range)
+            report.cost_range = (least, most)
     return report
+
+
+def _calibrate(session: Session, report: PlanReport) -> None:
+    """An estimate by what was billed for earlier ones: a range until CALIBRATED calls have told."""
+    if not report.tokens or not isinstance(session.embedder, CanSpend):
+        return
+    told = session.ledger.usage(session.embedder.space.model)
+    ratio = told.tokens / told.estimated if told.estimated else 1.0
+    if told.calls < CALIBRATED:
+        # Half as much and half again with nothing known, narrowing as calls are counted.
+        doubt = 0.5 * (1 - told.calls / CALIBRATED)
+        report.tokens_range = (round(report.tokens * ratio * (1 - doubt)), round(report.tokens * ratio * (1 + doubt)))
+    report.tokens = round(report.tokens * ratio)
 
 
 def _destination(session: Session, pipeline: int | None, outlet: Outlet) -> Destination | None:

@@ -6,9 +6,10 @@ never embeds, an embedder never retries, a source never hashes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,10 @@ import pyarrow as pa
 
 from seedbed.content import Content, Kind
 from seedbed.identity import KeyRange, Space
+
+if TYPE_CHECKING:
+    from seedbed.embedders.account import Keeper
+    from seedbed.embedders.budget import Budget
 
 Vectors = npt.NDArray[np.float32]
 """float32, C-contiguous, shape (n, dimensions)."""
@@ -123,11 +128,25 @@ class Usage:
     calls: int = 0
     contents: int = 0
     tokens: int = 0
+    image_tokens: int = 0
+    """Those of `tokens` that pictures and video frames made; they have a price of their own."""
+    estimated: float = 0.0
+    """What the embedder had expected `tokens` to be, where it cannot count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Some of the vectors that were asked for: their positions, float32 (len(positions), dimensions) of unit length,
+    and positions that were refused, with the reason."""
+
+    positions: list[int]
+    vectors: Vectors
+    refused: Mapping[int, str] = field(default_factory=dict)
 
 
 class Embedder(Protocol):
     """Contents in, one float32 array of unit length (L2) out. Errors: ContentsRefused (with the others'
-    vectors), Transient, Fatal. Never retries, never caches."""
+    vectors), Transient, Fatal. Never retries a batch, never caches."""
 
     @property
     def space(self) -> Space:
@@ -153,6 +172,36 @@ class CanCountTokens(Protocol):
 class CanTellProvenance(Protocol):
     def provenance(self) -> Mapping[str, str]:
         """dtype, device, library versions of this run."""
+        ...
+
+
+@runtime_checkable
+class CanStream(Protocol):
+    """An embedder that pays for each vector by itself, so that one is kept as soon as it is there."""
+
+    def stream(self, contents: Sequence[Content], kind: Kind = "document") -> Generator[Portion, None, None]:
+        """As `embed`, in any order. What is raised comes after all that were in flight; closing the iterator gives up
+        what was not yet asked for. Sends a request that failed again by itself."""
+        ...
+
+
+@runtime_checkable
+class CanSubmit(Protocol):
+    """An embedder whose calls run beside one another (an API): a server puts no batching before it."""
+
+    def submit(self, content: Content, kind: Kind = "document") -> Future[Vectors]:
+        """The vector, shape (dimensions,). The future raises RowError (this content's fault), Transient, Fatal or
+        Refused (a budget is spent)."""
+        ...
+
+
+@runtime_checkable
+class CanSpend(Protocol):
+    """An embedder whose calls cost money, under an account's limits."""
+
+    def govern(self, keeper: Keeper | None = None, budget: Budget | None = None) -> None:
+        """Before the first call: where the account's limits are kept, for all that share them, and what may be
+        spent. `embed` and `stream` then raise Refused once it is."""
         ...
 
 

@@ -31,6 +31,9 @@ SOURCES = {
 EMBEDDERS = {
     "hash": Entry("seedbed.embedders.hash:HashEmbedder"),
     "local": Entry("seedbed.embedders.local:LocalEmbedder", "local"),
+    "ark": Entry("seedbed.embedders.ark:ark", "ark"),
+    "http": Entry("seedbed.embedders.openai:http", "ark"),
+    "https": Entry("seedbed.embedders.openai:http", "ark"),
 }
 SINKS = {
     "memory": Entry("seedbed.sinks.memory:MemorySink"),
@@ -57,7 +60,8 @@ def source(url: str, **settings: Any) -> Source:
 
 
 def embedder(url: str, **settings: Any) -> Embedder:
-    """An embedder by URL: `local:PATH_OR_HUB_ID`, `hash:N` (settings dimensions, instruction, …)."""
+    """An embedder by URL: `local:PATH_OR_HUB_ID`, `ark:MODEL`, `http://host:8000/v1`, `hash:N` (settings dimensions,
+    instruction, …)."""
     return cast(Embedder, _make("embedder", EMBEDDERS, "seedbed.embedders", _scheme(url), url, settings))
 
 

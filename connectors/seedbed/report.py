@@ -40,6 +40,9 @@ class SyncReport:
     refused: SeedbedError | None = None
     """Set where a brake held something back (deletes, say) after the rest was done."""
     stopped: bool = False
+    cost: float | None = None
+    """In `currency`, by `[prices]`; None where there are none, or nothing was embedded."""
+    currency: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -66,7 +69,8 @@ class SyncReport:
     def as_record(self) -> dict[str, Any]:
         """What the ledger keeps of a run."""
         sinks = {name: {**counts.as_dict(), "seconds": round(counts.seconds, 3)} for name, counts in self.sinks.items()}
-        return {**self.as_dict(), "sinks": sinks}
+        cost = {} if self.cost is None else {"cost": self.cost}
+        return {**self.as_dict(), **cost, "sinks": sinks}
 
 
 @dataclass(slots=True)
@@ -84,6 +88,9 @@ class PlanReport:
     tokens: int | None = 0
     cost: float | None = None
     currency: str = ""
+    tokens_range: tuple[int, int] | None = None
+    cost_range: tuple[float, float] | None = None
+    """Where tokens are estimated: (least, most), as long as too few calls have told how far the estimate is off."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if not name.endswith("_range") or value is not None}

@@ -15,7 +15,8 @@ from seedbed.declaration import Declaration, SinkConfig, settings
 from seedbed.diff import Fetch
 from seedbed.errors import ConfigError
 from seedbed.ledger import Ledger, open_ledger
-from seedbed.protocols import CanCountTokens, CanFetch, CollectionSpec, Embedder, Sink, Source
+from seedbed.prices import Prices
+from seedbed.protocols import CanCountTokens, CanFetch, CanSpend, CollectionSpec, Embedder, Sink, Source, Usage
 from seedbed.recipe import PayloadRecipe, Recipe
 
 if TYPE_CHECKING:
@@ -66,6 +67,31 @@ class Session:
         embedder = registry.embedder(config.url, **settings(config))
         self._stack.callback(embedder.close)
         return embedder
+
+    def govern(self, run: str) -> None:
+        """Puts an embedder that costs money under the account's limits, shared by all that use this ledger, and under
+        the budget of `[limits]`, shared by all of one run."""
+        limits, embedder = self.declaration.limits, self.embedder
+        if not isinstance(embedder, CanSpend):
+            return
+        from seedbed.embedders.account import LocalKeeper
+        from seedbed.embedders.budget import Budget
+
+        keeper = self.ledger.keeper()
+        budget = None
+        if limits.tokens or limits.money:
+            budget = Budget(run, keeper or LocalKeeper(), limits.tokens, limits.money, self.prices)
+        embedder.govern(keeper, budget)
+
+    @property
+    def prices(self) -> Prices:
+        return Prices(self.declaration.prices.text, self.declaration.prices.image, self.declaration.prices.currency)
+
+    def cost(self, usage: Usage) -> float | None:
+        """In the currency of `[prices]`, None where there are none."""
+        if not self.declaration.prices.text:
+            return None
+        return self.prices.cost(usage.tokens - usage.image_tokens, usage.image_tokens)
 
     @cached_property
     def ledger(self) -> Ledger:

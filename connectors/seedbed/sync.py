@@ -100,6 +100,7 @@ class _Run:
         self._run_id = ledger.begin(self._pipeline, f"process {os.getpid()} on {socket.gethostname()}")
         try:
             self._state = ledger.state(self._pipeline)
+            self._session.govern(f"run {self._run_id} of {name}")
             self._connect()
             self._check_recipe()
             with closing(GoneSpool()) as spool:
@@ -118,6 +119,10 @@ class _Run:
         self._report.seconds = time.monotonic() - self._started
         embedder = self._session.embedder if self._report.embedded else None
         provenance: dict[str, str] = dict(embedder.provenance()) if isinstance(embedder, CanTellProvenance) else {}
+        if embedder is not None:
+            self._report.cost = self._session.cost(embedder.usage)
+            self._report.currency = self._session.prices.currency
+            self._session.ledger.add_usage(embedder.space.model, embedder.usage)
         self._session.ledger.end(self._run_id, outcome, self._report.as_record(), provenance)
 
     # --- opening ------------------------------------------------------------------------------------
@@ -230,14 +235,24 @@ class _Run:
 
     def _run_stages(self, pages: Iterator[Page], spool: GoneSpool, *, derive: bool) -> None:
         stage = EmbeddingStage(
-            self._session.embedder, self._session.cache, self._session.chunker, self._options.patience
+            self._session.embedder,
+            self._session.cache,
+            self._session.chunker,
+            self._options.patience,
+            stop=self._stop,
+            most_tokens=self._session.declaration.limits.tokens,
         )
         read = ahead(pages, depth=1)
         works = ahead(_batched(self._read(read, spool, derive=derive)))
-        with closing(read), closing(works), closing(ahead(self._intended(map(stage, works)), depth=1)) as batches:
+        with closing(read), closing(works), closing(ahead(self._intended(stage.each(works)), depth=1)) as batches:
             for batch in batches:
                 self._write(batch)
                 self._progress(self._report)
+                if batch.cut:
+                    # Nothing more of this run, as after a signal: what is left is left for the next one.
+                    self._report.refused = batch.spent
+                    self._report.stopped = True
+                    self._stop.set()
 
     def _intended(self, batches: Iterable[Embedded]) -> Iterator[Embedded]:
         for batch in batches:

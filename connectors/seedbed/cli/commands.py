@@ -50,8 +50,7 @@ def plan(pipeline: Path, json_: bool) -> None:
         return
     counts = report.as_dict()
     names = ("new", "changed", "payload_changed", "unchanged", "deleted", "skipped", "failed", "tokens")
-    cost = f", about {report.cost:.2f} {report.currency}" if report.cost is not None else ""
-    click.echo(output.pairs({name: counts[name] for name in names}) + cost)
+    click.echo(output.pairs({name: counts[name] for name in names}) + output.estimate(report))
 
 
 @cli.command()

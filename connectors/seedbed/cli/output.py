@@ -12,7 +12,7 @@ import click
 import orjson
 
 from seedbed.errors import SeedbedError
-from seedbed.report import SyncReport
+from seedbed.report import PlanReport, SyncReport
 
 
 def as_json(value: object) -> None:
@@ -34,6 +34,16 @@ def pairs(values: dict[str, Any]) -> str:
     """`3 new, 5 changed`: the counts that are not zero."""
     shown = [f"{value:,} {name.replace('_', ' ')}" for name, value in values.items() if value]
     return ", ".join(shown) or "nothing to do"
+
+
+def estimate(report: PlanReport) -> str:
+    """`, about 0.31 CNY`, or the range of tokens and cost where little is known yet."""
+    if report.tokens_range is None:
+        return "" if report.cost is None else f", about {report.cost:.2f} {report.currency}"
+    words = " (estimated {:,} to {:,} tokens".format(*report.tokens_range)
+    if report.cost_range is not None:
+        words += ", {:.2f} to {:.2f} ".format(*report.cost_range) + report.currency
+    return words + ")"
 
 
 @contextmanager
@@ -89,7 +99,8 @@ def _lines() -> Callable[[SyncReport], None]:
 def sync_report(report: SyncReport) -> None:
     counts = report.as_dict()
     names = ("read", "embedded", "cached", "upserted", "deleted", "skipped", "failed", "tokens")
-    click.echo(f"{pairs({name: counts[name] for name in names})} in {report.seconds:.1f} s")
+    cost = "" if report.cost is None else f", {report.cost:,.4f} {report.currency}".rstrip()
+    click.echo(f"{pairs({name: counts[name] for name in names})}{cost} in {report.seconds:.1f} s")
     for name, sink in report.sinks.items():
         if sink.error:
             click.secho(f"sink {name}: {sink.error} ({sink.behind:,} rows behind)", fg="red", err=True)

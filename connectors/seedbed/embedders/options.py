@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 from urllib.parse import parse_qsl
 
 from seedbed.content import Content, Kind
@@ -83,20 +83,24 @@ class Settings:
     query_instruction: str = ""
 
     @classmethod
-    def read(cls, settings: Mapping[str, Any]) -> Settings:
+    def read(cls, settings: Mapping[str, Any]) -> Self:
         """Raises ConfigError for an unknown setting or a value of the wrong type."""
+        known = [field.name for field in fields(cls)]
         for name, value in settings.items():
-            if name not in cls.__slots__:
+            if name not in known:
                 raise ConfigError(
                     f"no setting {name!r} is known to this embedder",
                     setting=f"embedder.{name}",
-                    hint=f"known: {', '.join(cls.__slots__)}",
+                    hint=f"known: {', '.join(known)}",
                 )
             if name == "dimensions":
-                if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                if value is not None and not _is_whole(value, 1):
                     raise ConfigError(f"{value!r} is no number of dimensions", setting="embedder.dimensions")
+            elif name in ("rpm", "tpm"):
+                if value is not None and not _is_whole(value, 0):
+                    raise ConfigError(f"{value!r} is no number a minute", setting=f"embedder.{name}")
             elif not isinstance(value, str):
-                raise ConfigError(f"{value!r} is no text", setting=f"embedder.{name}")
+                raise ConfigError(f"{name} is no text", setting=f"embedder.{name}")
         return cls(**settings)
 
     def cut(self, model: str, full: int) -> int:
@@ -117,3 +121,18 @@ class Settings:
         if "{text}" in instruction:
             return [instruction.replace("{text}", content.text) for content in contents]
         return [instruction + content.text for content in contents]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteSettings(Settings):
+    """Of an embedder behind an address. `rpm` and `tpm` are requests and tokens a minute, 0 for no limit; `family` is
+    the model that an account's endpoint leads to."""
+
+    family: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    rpm: int | None = None
+    tpm: int | None = None
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -16,16 +16,20 @@ from __future__ import annotations
 import abc
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seedbed.errors import Refused
 from seedbed.identity import KeyRange, Space
+from seedbed.protocols import Usage
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from seedbed.embedders.account import Keeper
+
+SCHEMA_VERSION = 2
 
 # {serial}, {bytes}: the two words in which the dialects differ.
 TABLES = """
@@ -43,6 +47,15 @@ create table {p}target (destination_id integer not null, position {bytes} not nu
 create table {p}intent (id {serial}, destination_id integer not null, entries text not null)
 """
 
+
+UPGRADES = {
+    2: """
+create table {p}shared_state (name text primary key, state text not null);
+create table {p}usage_of_model (model text primary key, calls integer not null, estimated {real} not null,
+  tokens integer not null)
+"""
+}
+"""What a version adds to the one before it. Accounts' limits and budgets; how far estimates of tokens were off."""
 
 UNKNOWN = bytes(32)
 """No SHA-256 of anything: the hash of what a crash left in doubt."""
@@ -113,6 +126,7 @@ class Ledger(abc.ABC):
 
     def __init__(self) -> None:
         self._guard = threading.RLock()
+        self._version = SCHEMA_VERSION
 
     # --- what a dialect gives -----------------------------------------------------------------------
 
@@ -137,6 +151,10 @@ class Ledger(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None: ...
+
+    def keeper(self) -> Keeper | None:
+        """What keeps limits and budgets for all that use this ledger; None where only one process does."""
+        return None
 
     # --- pipelines and runs -------------------------------------------------------------------------
 
@@ -354,7 +372,37 @@ class Ledger(abc.ABC):
         )
         return [RowFailure(*row) for row in rows]
 
+    # --- what embedding cost ------------------------------------------------------------------------
+
+    def add_usage(self, model: str, usage: Usage) -> None:
+        """Of an embedder that estimates tokens; nothing of one that counts."""
+        if usage.calls and usage.estimated:
+            self._query(
+                "insert into usage_of_model as u (model, calls, estimated, tokens) values (?, ?, ?, ?) "
+                "on conflict (model) do update set calls = u.calls + excluded.calls, "
+                "estimated = u.estimated + excluded.estimated, tokens = u.tokens + excluded.tokens",
+                [model, usage.calls, usage.estimated, usage.tokens],
+            )
+
+    def usage(self, model: str) -> Usage:
+        """All that was recorded of a model."""
+        if self._version < 2:
+            return Usage()
+        found = self._query("select calls, tokens, estimated from usage_of_model where model = ?", [model])
+        return Usage(calls=found[0][0], tokens=found[0][1], estimated=found[0][2]) if found else Usage()
+
     # --- schema -------------------------------------------------------------------------------------
+
+    def _upgrade(self, words: Mapping[str, str], prefix: str = "") -> None:
+        """Brings the tables up to SCHEMA_VERSION, within the caller's transaction."""
+        found = int(self._query(f"select version from {prefix}ledger_version")[0][0])
+        self._check_version(found)
+        for version in range(found + 1, SCHEMA_VERSION + 1):
+            for statement in UPGRADES[version].format(**words).split(";"):
+                self._query(statement)
+        if found < SCHEMA_VERSION:
+            self._query(f"update {prefix}ledger_version set version = ?", [SCHEMA_VERSION])
+        self._version = SCHEMA_VERSION
 
     def _check_version(self, found: int) -> None:
         if found > SCHEMA_VERSION:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
+import msgspec
 from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
 
+from seedbed.embedders.account import Change, Keeper, S, T
 from seedbed.errors import AlreadyRunning
 from seedbed.ledger.base import ON_TARGET, SCHEMA_VERSION, TABLES, Destination, Entry, Ledger, Standing
 from seedbed.postgres import Database, mapped
@@ -22,37 +25,47 @@ class PostgresLedger(Ledger):
 
     def __init__(self, url: str) -> None:
         super().__init__()
+        self._url = url
         self._database = Database(url, setting="ledger.url")
         self._connection: Connection[TupleRow] = self._database.connect()
 
     def prepare(self, *, create: bool) -> bool:
         """Whether the schema stands (now, with `create`). Raises Refused for one of a newer version."""
-        if not self._stands():
-            if not create:
-                return False
+        found = self._found()
+        if found is None and not create:
+            return False
+        self._check_version(found or 0)
+        if found != SCHEMA_VERSION and create:
             self._create()
+        self._version = SCHEMA_VERSION if create else found or 0
         self._query("set search_path = seedbed_ledger, pg_catalog")
-        self._check_version(int(self._query("select version from ledger_version")[0][0]))
         return True
 
-    def _stands(self) -> bool:
-        return bool(self._query("select to_regclass('seedbed_ledger.ledger_version') is not null")[0][0])
+    def _found(self) -> int | None:
+        """The version that stands, None where nothing does."""
+        if not self._query("select to_regclass('seedbed_ledger.ledger_version') is not null")[0][0]:
+            return None
+        return int(self._query("select version from seedbed_ledger.ledger_version")[0][0])
 
     def _create(self) -> None:
         with self._transaction():
             self._query("select pg_advisory_xact_lock(hashtext('seedbed_ledger'))")
-            if self._stands():
-                return
             words = {
                 "p": "seedbed_ledger.",
                 "serial": "serial primary key",
                 "bytes": "bytea",
                 "rowless": "",
+                "real": "float8",
             }
-            self._query("create schema if not exists seedbed_ledger")
-            for statement in TABLES.format(**words).split(";"):
-                self._query(statement)
-            self._query("insert into seedbed_ledger.ledger_version values (?)", [SCHEMA_VERSION])
+            if self._found() is None:
+                self._query("create schema if not exists seedbed_ledger")
+                for statement in TABLES.format(**words).split(";"):
+                    self._query(statement)
+                self._query("insert into seedbed_ledger.ledger_version values (1)")
+            self._upgrade(words, words["p"])
+
+    def keeper(self) -> Keeper:
+        return PostgresKeeper(self._url)
 
     def _query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self._guard, mapped("ledger.url"), self._connection.cursor(binary=True) as cursor:
@@ -110,6 +123,48 @@ class PostgresLedger(Ledger):
         except OperationalError:
             return
         finally:
+            self._database.close()
+
+
+class PostgresKeeper:
+    """As account.Keeper: a row a state, locked while it is changed, by the database's own clock. Its own connection,
+    so that no run's transaction makes others wait."""
+
+    shared = True
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url, setting="ledger.url")
+        self._connection: Connection[TupleRow] | None = None
+        self._guard = threading.Lock()
+
+    def update(self, name: str, kind: type[S], change: Change[S, T]) -> T:
+        with self._guard, mapped("ledger.url"):
+            if self._connection is None or self._connection.closed:
+                self._connection = self._database.connect()
+            with self._connection.transaction():
+                return self._changed(self._connection, name, kind, change)
+
+    @staticmethod
+    def _changed(connection: Connection[TupleRow], name: str, kind: type[S], change: Change[S, T]) -> T:
+        connection.execute("insert into seedbed_ledger.shared_state values (%s, '') on conflict do nothing", [name])
+        found = connection.execute(
+            "select state, extract(epoch from clock_timestamp())::float8 from seedbed_ledger.shared_state"
+            " where name = %s for update",
+            [name],
+        ).fetchone()
+        assert found is not None
+        state, answer = change(msgspec.json.decode(found[0], type=kind) if found[0] else None, found[1])
+        connection.execute(
+            "update seedbed_ledger.shared_state set state = %s where name = %s",
+            [msgspec.json.encode(state).decode(), name],
+        )
+        return answer
+
+    def close(self) -> None:
+        with self._guard:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
             self._database.close()
 
 

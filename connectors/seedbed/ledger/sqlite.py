@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from seedbed.errors import AlreadyRunning, ConfigError, Fatal, Transient
-from seedbed.ledger.base import SCHEMA_VERSION, TABLES, Ledger
+from seedbed.ledger.base import TABLES, Ledger
 
 
 class SqliteLedger(Ledger):
@@ -38,12 +38,13 @@ class SqliteLedger(Ledger):
 
     def _create(self) -> None:
         with self._transaction():
+            words = {"p": "", "serial": "integer primary key", "bytes": "blob", "rowless": " without rowid"}
+            words["real"] = "real"
             if not self._query("select 1 from sqlite_master where name = 'ledger_version'"):
-                words = {"p": "", "serial": "integer primary key", "bytes": "blob", "rowless": " without rowid"}
                 for statement in TABLES.format(**words).split(";"):
                     self._query(statement)
-                self._query("insert into ledger_version values (?)", [SCHEMA_VERSION])
-            self._check_version(int(self._query("select version from ledger_version")[0][0]))
+                self._query("insert into ledger_version values (1)")
+            self._upgrade(words)
 
     def _query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self._guard, self._mapped():
