@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -26,6 +28,32 @@ def init(url: str, table: str | None, target: Path | None) -> None:
 
 
 @cli.command()
+@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@click.option("--embedder", "url", default="local:minilm", show_default=True, help="The embedder's URL.")
+@click.option("-p", "--pipeline", type=click.Path(path_type=Path), help="Take this pipeline's embedder.")
+@click.option("--query", is_flag=True, help="As a query; as a document by default.")
+@click.option("--json", "json_", is_flag=True, help="One JSON object on stdout and nothing else there.")
+def embed(texts: tuple[str, ...], url: str, pipeline: Path | None, query: bool, json_: bool) -> None:
+    """Print the vector of each TEXT, a JSON array on a line of its own."""
+    import seedbed
+    from seedbed.cli import output
+
+    contents = [seedbed.Content.of(text) for text in texts]
+    with ExitStack() as stack:
+        if pipeline is not None:
+            embedder = stack.enter_context(seedbed.load(pipeline).open()).embedder
+        else:
+            embedder = stack.enter_context(closing(seedbed.embedder(url)))
+        vectors = embedder.embed(contents, "query" if query else "document")
+        if json_:
+            usage, space = embedder.usage, asdict(embedder.space)
+            output.as_json({"space": space, "tokens": usage.tokens, "vectors": vectors.tolist()})
+            return
+    for vector in vectors:
+        output.as_json(vector.tolist())
+
+
+@cli.command()
 @click.argument("folder", default="seedbed-demo", type=click.Path(path_type=Path))
 def demo(folder: Path) -> None:
     """Show the whole way in FOLDER: an embedded Postgres, the packaged model, searches and edits."""
@@ -43,7 +71,13 @@ def demo(folder: Path) -> None:
 @click.option("--instruction", default="", help="Put before each document.")
 @click.option("--query-instruction", default="", help="Put before each query.")
 def serve(url: str, host: str, port: int, uds: Path | None, dimensions: int | None, **instructions: str) -> None:
-    """Serve the embedder at URL (local:minilm, say) as OpenAI's /v1/embeddings."""
+    """Serve the embedder at URL (local:minilm, say) as OpenAI's /v1/embeddings; `emulator:` is an emulated Ark."""
+    if url.startswith("emulator:"):
+        from seedbed.testing.ark.serve import run as emulate
+
+        click.echo(f"an emulated Ark on {f'unix:{uds}' if uds else f'http://{host}:{port}/api/v3'}", err=True)
+        emulate(url, host=host, port=port, uds=uds)
+        return
     from seedbed.server import run
 
     settings = {**instructions, **({"dimensions": dimensions} if dimensions else {})}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from seedbed.embedders.pace import Pace
+from seedbed.embedders.pace import NO_LIMIT, Pace
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -120,7 +120,7 @@ class Buckets:
 
     @classmethod
     def full(cls, now: float, rpm: int, tpm: int) -> Buckets:
-        return cls(Pace(ceiling=rpm / 60 if rpm else 1e9), tpm / 60, 1.0, tpm / 60, now)
+        return cls(Pace(ceiling=rpm / 60 if rpm else NO_LIMIT), tpm / 60, 1.0, tpm / 60, now)
 
     def take(self, now: float, waiting: int, tokens: float, seconds: float) -> Lease:
         passed = max(0.0, now - self.at)

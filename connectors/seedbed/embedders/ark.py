@@ -126,8 +126,8 @@ class ArkApi:
 
     def fault(self, reply: Reply) -> SeedbedError:
         code, message, parameter = _said(reply.body)
-        if reply.status == 400 and self._base64 and parameter == "encoding_format":
-            # Asked for base64 once; a service that has none is asked for numbers from here on.
+        if reply.status == 400 and parameter == "encoding_format":
+            # A service that has no base64 is asked for numbers from here on.
             self._base64 = False
             return Again(f"Ark: {message}")
         return classified(reply.status, code, message or _start(reply.body), self._model)

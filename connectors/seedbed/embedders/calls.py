@@ -68,7 +68,9 @@ class Api(Protocol):
         """Which contents go into one request."""
         ...
 
-    def request(self, contents: Sequence[Content], kind: Kind) -> bytes: ...
+    def request(self, contents: Sequence[Content], kind: Kind) -> bytes:
+        """Raises RowError for what JSON cannot say."""
+        ...
 
     def answer(self, body: bytes, count: int) -> Answer:
         """Raises Transient for what is no answer, Fatal for vectors of another model or size."""
@@ -293,31 +295,29 @@ class Calls:
         return await asyncio.shield(flying)
 
     async def _ask(self, contents: list[Content], kind: Kind) -> Answer:
-        try:
-            body = self._api.request(contents, kind)
-        except UnicodeEncodeError:
-            raise RowError("the text holds a lone surrogate, which is no Unicode character") from None
         estimate = sum(self._api.estimate(content, kind) for content in contents)
         reserved = _sum(self._api.most(content, kind) for content in contents)
         if self.budget is None:
-            return await self._until_answered(body, len(contents), estimate)
+            return await self._until_answered(contents, kind, estimate)
         await self.budget.reserve(*reserved)
         used = (0.0, 0.0)
         try:
-            answer = await self._until_answered(body, len(contents), estimate)
+            answer = await self._until_answered(contents, kind, estimate)
             used = (answer.text_tokens, answer.image_tokens)
         finally:
             self.budget.settle(reserved, used)
         return answer
 
-    async def _until_answered(self, body: bytes, count: int, estimate: float) -> Answer:
+    async def _until_answered(self, contents: list[Content], kind: Kind, estimate: float) -> Answer:
         clock = asyncio.get_running_loop().time
         until, tries, refusals = clock() + DEADLINE_SECONDS, 0, 0
         while True:
+            # Each time anew: what the service refused may be how it was asked.
+            body = self._api.request(contents, kind)
             try:
                 async with self._window:
                     epoch = await self._admitted(estimate)
-                    return await self._once(body, count, estimate, epoch)
+                    return await self._once(body, len(contents), estimate, epoch)
             except Transient as error:
                 limited = isinstance(error, (RateLimited, Overloaded))
                 tries, refusals = tries + (not limited), refusals + limited

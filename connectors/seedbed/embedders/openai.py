@@ -152,7 +152,7 @@ class OpenAiApi:
     def fault(self, reply: Reply) -> SeedbedError:
         code, message, parameter = _said(reply.body)
         words = f"{self.url}: {message or f'status {reply.status}'}"
-        if reply.status == 400 and self._base64 and "encoding_format" in (parameter or message):
+        if reply.status == 400 and "encoding_format" in (parameter or message):
             self._base64 = False
             return Again(words)
         match reply.status:

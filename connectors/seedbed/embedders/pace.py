@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+NO_LIMIT = 1e9
+"""JSON has no infinity."""
 _START = 50.0
 _START_WINDOW, _WINDOW, _LONGEST = 0.25, 1.0, 4.0
 _ENOUGH = 100
@@ -26,7 +28,7 @@ _MEMORY = 500
 class Pace:
     """Requests a second, at most `ceiling`. Plain numbers, so that many processes can share one through a database."""
 
-    ceiling: float = math.inf
+    ceiling: float = NO_LIMIT
     rate: float = _START
     epoch: int = 0
     """Counts the changes of the rate; what was sent at an earlier rate tells nothing of this one."""

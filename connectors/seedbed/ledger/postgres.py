@@ -42,8 +42,10 @@ class PostgresLedger(Ledger):
         return True
 
     def _found(self) -> int | None:
-        """The version that stands, None where nothing does."""
-        if not self._query("select to_regclass('seedbed_ledger.ledger_version') is not null")[0][0]:
+        """The version that stands, None where nothing does. Not by to_regclass, which within a transaction remembers
+        that there was nothing before its lock was granted."""
+        named = "n.nspname = 'seedbed_ledger' and c.relname = 'ledger_version'"
+        if not self._query(f"select 1 from pg_class c join pg_namespace n on n.oid = c.relnamespace where {named}"):
             return None
         return int(self._query("select version from seedbed_ledger.ledger_version")[0][0])
 

@@ -48,7 +48,8 @@ class ArkEmulator:
         self.texts: list[str] = []
         """The texts that were embedded, in order: what a client paid for."""
         self.answered_at: list[float] = []
-        """time.monotonic() of each answer."""
+        """time.monotonic() of each answer, and of each refusal."""
+        self.refused_at: list[float] = []
 
     @classmethod
     def from_url(cls, url: str) -> ArkEmulator:
@@ -77,6 +78,7 @@ class ArkEmulator:
             await self._embed(scope, receive, send)
         except ArkError as error:
             self.refused[error.code] = self.refused.get(error.code, 0) + 1
+            self.refused_at.append(time.monotonic())
             headers = {}
             if error.status == 429 and self.settings.retry_after is not None:
                 headers["retry-after"] = str(self.settings.retry_after)

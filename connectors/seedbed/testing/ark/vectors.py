@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ OVERHEAD = 20
 
 _TOKEN = re.compile(r"[a-z]{1,5}|[0-9]{1,3}|[^\W\d_a-z]|[^\w\s]|_", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+")
-_FEATURES = 8
+_FEATURES, _GRAINS = 8, 64
 
 
 def text_tokens(text: str) -> int:
@@ -30,11 +31,18 @@ def vector(model: str, texts: Sequence[str], media: Sequence[bytes], dimensions:
     for text in texts:
         for word in _WORD.findall(text.lower()):
             _add(made, salt + word.encode(errors="replace"), 1.7)
-        _add(made, salt + b"\0" + text.encode(errors="replace"), 0.3)
+        digest = hashlib.blake2b(salt + b"\0" + text.encode(errors="replace"), digest_size=8).digest()
+        made += _grain(dimensions)[int.from_bytes(digest, "little") % _GRAINS]
     for data in media:
         for part in range(8):
             _add(made, salt + bytes([1, part]) + hashlib.sha256(data).digest(), 1.7)
     return bfloat16(made)
+
+
+@cache
+def _grain(dimensions: int) -> npt.NDArray[np.float32]:
+    """Small numbers everywhere, as a model's vectors have them: shape (_GRAINS, dimensions)."""
+    return np.random.default_rng(dimensions).standard_normal((_GRAINS, dimensions), np.float32) * np.float32(0.02)
 
 
 def _add(made: npt.NDArray[np.float32], feature: bytes, weight: float) -> None:
