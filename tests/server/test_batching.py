@@ -13,7 +13,8 @@ from seedbed.content import Kind
 from seedbed.embedders.hash import HashEmbedder
 from seedbed.errors import Fatal, SeedbedError
 from seedbed.protocols import Vectors
-from seedbed.server.batching import Batcher, Busy
+from seedbed.server.batching import Batcher
+from seedbed.server.dialect import Busy
 
 
 class Held(HashEmbedder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -70,16 +71,33 @@ def demo(folder: Path) -> None:
 @click.option("--dimensions", type=click.IntRange(1))
 @click.option("--instruction", default="", help="Put before each document.")
 @click.option("--query-instruction", default="", help="Put before each query.")
-def serve(url: str, host: str, port: int, uds: Path | None, dimensions: int | None, **instructions: str) -> None:
-    """Serve the embedder at URL (local:minilm, say) as OpenAI's /v1/embeddings; `emulator:` is an emulated Ark."""
+@click.option("--api-keys", type=click.Path(path_type=Path), help="A file of lines NAME KEY: who may ask.")
+@click.option("--cache", default="256MB", show_default=True, help="The most that vectors shared by all callers take.")
+@click.option("--batch-tokens", default=32_768, type=click.IntRange(1), help="About the most of one call of a model.")
+@click.option("--log", type=click.Choice(["off", "json"]), default="off", help="A line a request on stderr.")
+@click.option("--tokens", default=0, type=click.IntRange(0), help="Of a service, at most so many a day (UTC).")
+@click.option("--money", default=0.0, type=click.FloatRange(0), help="At most so much a day, by --price.")
+@click.option("--price", default=0.0, type=click.FloatRange(0), help="Of a million tokens.")
+@click.option("--ledger", help="A Postgres that keeps limits and budget for all servers that name it.")
+@click.option("--rpm", type=click.IntRange(0), help="Of a service, requests a minute; 0 for no limit.")
+@click.option("--tpm", type=click.IntRange(0), help="Of a service, tokens a minute; 0 for no limit.")
+@click.option("--family", help="The model behind an account's endpoint.")
+def serve(
+    url: str, host: str, port: int, uds: Path | None, instruction: str, query_instruction: str, **more: Any
+) -> None:
+    """Serve the embedder at URL (local:minilm, say) as OpenAI's /v1/embeddings and as Ark's multimodal embeddings;
+    `ark:MODEL` makes a gateway, whose key is the environment's ARK_API_KEY; `emulator:` is an emulated Ark."""
     if url.startswith("emulator:"):
         from seedbed.testing.ark.serve import run as emulate
 
         click.echo(f"an emulated Ark on {f'unix:{uds}' if uds else f'http://{host}:{port}/api/v3'}", err=True)
         emulate(url, host=host, port=port, uds=uds)
         return
-    from seedbed.server import run
+    from seedbed.server import ServeOptions, run
 
-    settings = {**instructions, **({"dimensions": dimensions} if dimensions else {})}
+    settings = {"instruction": instruction, "query_instruction": query_instruction}
+    for name in ("dimensions", "rpm", "tpm", "family"):
+        if (given := more.pop(name)) is not None:
+            settings[name] = given
     click.echo(f"serving {url} on {f'unix:{uds}' if uds else f'http://{host}:{port}'}", err=True)
-    run(url, settings, host=host, port=port, uds=uds)
+    run(url, settings, host=host, port=port, uds=uds, options=ServeOptions(**more))

@@ -297,15 +297,17 @@ class Calls:
     async def _ask(self, contents: list[Content], kind: Kind) -> Answer:
         estimate = sum(self._api.estimate(content, kind) for content in contents)
         reserved = _sum(self._api.most(content, kind) for content in contents)
-        if self.budget is None:
+        # It may be another's turn by the time of the answer: a gateway has one a day.
+        budget = self.budget
+        if budget is None:
             return await self._until_answered(contents, kind, estimate)
-        await self.budget.reserve(*reserved)
+        await budget.reserve(*reserved)
         used = (0.0, 0.0)
         try:
             answer = await self._until_answered(contents, kind, estimate)
             used = (answer.text_tokens, answer.image_tokens)
         finally:
-            self.budget.settle(reserved, used)
+            budget.settle(reserved, used)
         return answer
 
     async def _until_answered(self, contents: list[Content], kind: Kind, estimate: float) -> Answer:

@@ -6,14 +6,38 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seedbed.cache import parse_size
 from seedbed.errors import MissingDependency
+from seedbed.prices import Prices
 from seedbed.server.door import listening
 
 STOP_SECONDS = 30
 """How long a stop waits for callers that are slow to send or to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """Of a server for many. `api_keys` is a file of `NAME KEY`; `cache` the most that the shared vectors take;
+    `batch_tokens` about the most that one call of a model takes; `log` is json or off; `tokens`, `money` (with `price`
+    a million tokens) and `ledger` as governing.Governor."""
+
+    api_keys: Path | None = None
+    cache: str = "256MB"
+    batch_tokens: int = 32_768
+    log: str = "off"
+    tokens: int = 0
+    money: float = 0.0
+    price: float = 0.0
+    ledger: str | None = None
+
+
+def _shown(url: str) -> str:
+    """What answers call the model: `ark:MODEL` by its id, without an address."""
+    return url.partition("?")[0].removeprefix("ark:")
 
 
 def run(
@@ -23,6 +47,7 @@ def run(
     host: str = "127.0.0.1",
     port: int = 8000,
     uds: Path | None = None,
+    options: ServeOptions | None = None,
 ) -> None:
     """Serves until SIGTERM or Ctrl-C; what waits then is still answered. Listens before the model is loaded.
 
@@ -35,17 +60,24 @@ def run(
 
         from seedbed.server.app import create_app
         from seedbed.server.batching import Batcher
+        from seedbed.server.callers import Callers
+        from seedbed.server.governing import Governor
+        from seedbed.server.service import Service
     except ModuleNotFoundError as missing:
         raise MissingDependency(
             f"serve needs the package {missing.name!r}, which is not installed", hint="pip install 'seedbed[server]'"
         ) from missing
     from seedbed import registry
 
-    batcher = Batcher(lambda: registry.embedder(url, **settings))
+    told = options or ServeOptions()
+    callers = Callers.read(told.api_keys) if told.api_keys else Callers()
+    governor = Governor(told.tokens, told.money, Prices(told.price), told.ledger)
+    governor.check()
+    batcher = Batcher(lambda: registry.embedder(url, **settings), tokens=told.batch_tokens)
+    service = Service(batcher, cache_bytes=parse_size(told.cache, "--cache"), governor=governor)
+    app = create_app(service, _shown(url), callers, log=told.log == "json")
     server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(batcher, url), log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS
-        )
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS)
     )
 
     def leave() -> None:

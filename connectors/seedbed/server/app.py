@@ -1,12 +1,11 @@
-"""The embedding server's HTTP side: OpenAI's `/v1/embeddings`, or raw float32 for who asks by `Accept`."""
+"""The embedding server's HTTP side: routes, who may ask, and what is told of each request."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import orjson
 from starlette.applications import Starlette
@@ -15,157 +14,86 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from seedbed.content import Content, Kind
-from seedbed.errors import ConfigError, RowError, SeedbedError, Transient
-from seedbed.protocols import CanCountTokens, Embedder, Vectors
-from seedbed.server.batching import Batcher, Busy
+from seedbed.errors import SeedbedError
+from seedbed.server.ark_dialect import Ark
+from seedbed.server.callers import Callers
+from seedbed.server.dialect import Dialect, NotReady, TooLarge
+from seedbed.server.openai_dialect import OpenAi
+from seedbed.server.service import Service
+from seedbed.server.telling import Telling, Told
 
-RAW = "application/octet-stream"
-MOST_BYTES = 16 * 1024 * 1024
-MOST_INPUTS = 2048
-"""OpenAI's own limit of inputs a request."""
-
-
-class _Invalid(ConfigError):
-    code = "invalid_request"
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class _TooLarge(_Invalid):
-    code = "request_too_large"
-
-
-def create_app(batcher: Batcher, model: str) -> Starlette:
-    """The application around a started batcher, which ends with it. `model` is what answers name where the
-    request names none."""
+def create_app(service: Service, model: str, callers: Callers | None = None, *, log: bool = False) -> Starlette:
+    """The application around a service whose batcher was started, which ends with it. `model` is what is served, in
+    words."""
+    telling = Telling(service, log=log)
+    dialects: tuple[Dialect, ...] = (OpenAi(model), Ark(model))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(batcher.stop)
-
-    async def embeddings(request: Request) -> Response:
-        try:
-            texts, kind, encoding, asked, named = _read(await _body(request))
-            if not batcher.ready.is_set() or batcher.embedder is None:
-                return _error(503, "the model is being loaded", "not_ready", headers={"Retry-After": "1"})
-            dimensions = batcher.embedder.space.dimensions
-            if asked not in (None, dimensions):
-                raise _Invalid(f"this server gives {dimensions} dimensions, not {asked}", setting="dimensions")
-            contents = [Content.of(text) for text in texts]
-            vectors = await asyncio.wrap_future(batcher.submit(contents, kind))
-            if RAW in request.headers.get("accept", ""):
-                return _raw(vectors)
-            tokens = await asyncio.to_thread(_tokens, batcher.embedder, contents, kind)
-            return _openai(vectors, named or model, encoding, tokens)
-        except SeedbedError as error:
-            return _refusal(error)
-        except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+        await asyncio.to_thread(service.batcher.stop)
 
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def readyz(request: Request) -> Response:
-        if not batcher.ready.is_set() or batcher.embedder is None:
+        try:
+            space = service.embedder.space
+        except NotReady:
             return JSONResponse({"status": "loading"}, status_code=503)
-        return JSONResponse({"status": "ready", "space": orjson.loads(batcher.embedder.space.to_json())})
+        return JSONResponse({"status": "ready", "space": orjson.loads(space.to_json())})
+
+    async def metrics(request: Request) -> Response:
+        return Response(telling.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     routes = [
-        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        *(
+            Route(dialect.path, _endpoint(service, dialect, callers or Callers(), telling), methods=["POST"])
+            for dialect in dialects
+        ),
         Route("/healthz", healthz),
         Route("/readyz", readyz),
+        Route("/metrics", metrics),
     ]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_such_place})
+
+
+def _endpoint(service: Service, dialect: Dialect, callers: Callers, telling: Telling) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        started, caller, inputs, tokens = time.perf_counter(), "", 0, 0
+        try:
+            caller = callers.name(request.headers.get("authorization"))
+            asked = dialect.read(await _body(request, dialect.most_bytes))
+            vectors = await service.embed(asked.contents, asked.kind, asked.dimensions)
+            inputs, tokens = len(asked.contents), await service.tokens(asked.contents, asked.kind)
+            response = dialect.answer(asked, vectors, tokens, request.headers)
+        except SeedbedError as error:
+            response = dialect.refusal(error)
+        except ClientDisconnect:
+            response = Response(status_code=400)  # nobody reads it
+        seconds = time.perf_counter() - started
+        telling.note(Told(dialect.name, response.status_code, caller, inputs, tokens, seconds))
+        return response
+
+    return endpoint
 
 
 async def _no_such_place(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return _error(error.status_code, message, "not_found", headers=dict(error.headers or {}))
+    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+    body = {"error": {"message": message, "type": kind, "param": None, "code": "not_found"}}
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
-async def _body(request: Request) -> bytes:
-    """Raises _TooLarge as soon as more than MOST_BYTES have come, whatever Content-Length says."""
+async def _body(request: Request, most: int) -> bytes:
+    """Raises TooLarge as soon as more has come, whatever Content-Length says."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > MOST_BYTES:
-            raise _TooLarge(f"the request is larger than {MOST_BYTES:,} bytes", hint="send fewer inputs at once")
+        if len(body) > most:
+            raise TooLarge(f"the request is larger than {most:,} bytes", hint="send fewer inputs at once")
     return bytes(body)
-
-
-def _read(body: bytes) -> tuple[list[str], Kind, str, int | None, str | None]:
-    try:
-        asked: Any = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise _Invalid(f"the request is no JSON: {error}") from None
-    if not isinstance(asked, dict):
-        raise _Invalid("the request is no JSON object")
-    given = asked.get("input")
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise _Invalid("`input` must be a string or a list of strings", setting="input")
-    if len(texts) > MOST_INPUTS:
-        raise _Invalid(f"{len(texts)} inputs are more than {MOST_INPUTS}", setting="input")
-    if any(not text.strip() for text in texts):
-        raise _Invalid("an input is empty", setting="input", hint="leave it out")
-    kind = asked.get("kind", "document")
-    if kind not in ("document", "query"):
-        raise _Invalid("`kind` must be document or query", setting="kind")
-    encoding = asked.get("encoding_format") or "float"
-    if encoding not in ("float", "base64"):
-        raise _Invalid("`encoding_format` must be float or base64", setting="encoding_format")
-    named = asked.get("model")
-    return texts, kind, encoding, asked.get("dimensions"), named if isinstance(named, str) else None
-
-
-def _raw(vectors: Vectors) -> Response:
-    """Little-endian float32, row after row; the shape stands in the headers."""
-    count, dimensions = vectors.shape
-    shape = {"X-Seedbed-Count": str(count), "X-Seedbed-Dimensions": str(dimensions)}
-    return Response(vectors.astype("<f4", copy=False).tobytes(), media_type=RAW, headers=shape)
-
-
-def _tokens(embedder: Embedder, contents: list[Content], kind: Kind) -> int:
-    """The model's own tokens; 0 where the embedder cannot count."""
-    return int(embedder.count_tokens(contents, kind).sum()) if isinstance(embedder, CanCountTokens) else 0
-
-
-def _openai(vectors: Vectors, model: str, encoding: str, tokens: int) -> Response:
-    rows: list[Any] = (
-        [base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode() for row in vectors]
-        if encoding == "base64"
-        else list(vectors)
-    )
-    answer = {
-        "object": "list",
-        "model": model,
-        "data": [{"object": "embedding", "index": number, "embedding": row} for number, row in enumerate(rows)],
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
-    return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
-
-
-def _refusal(error: SeedbedError) -> Response:
-    match error:
-        case _TooLarge():
-            return _error(413, error.message, error.code)
-        case _Invalid():
-            return _error(400, error.message, error.code, error.setting)
-        case RowError():
-            return _error(422, error.message, "input_refused", "input")
-        case Busy():
-            return _error(429, error.message, error.code, headers={"Retry-After": "1"})
-        case Transient():
-            return _error(503, error.message, error.code, headers={"Retry-After": "1"})
-        case _:
-            return _error(502, error.message, error.code)
-
-
-def _error(
-    status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
-) -> Response:
-    """OpenAI's form of an error."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status_code=status, headers=headers)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from seedbed.content import Content, Kind
-from seedbed.errors import ContentsRefused, Fatal, RowError, SeedbedError, Transient
-from seedbed.protocols import Embedder, Vectors
+from seedbed.errors import ContentsRefused, Fatal, RowError, SeedbedError
+from seedbed.protocols import CanSubmit, Embedder, Vectors
+from seedbed.server.dialect import Busy
 
 
 @dataclass(slots=True)
@@ -22,19 +23,18 @@ class _Job:
     answer: Future[Vectors] = field(default_factory=Future)
 
 
-class Busy(Transient):
-    """The queue is full: the caller should try again."""
-
-    code = "busy"
-
-
 class Batcher:
     """`make` is called in the worker's thread, so that loading a model keeps nobody from listening.
 
-    At most `contents` in one call of the embedder, at most `waiting` callers in the queue.
+    At most `contents` and about `tokens` in one call of the embedder, so that nobody waits long for others; at most
+    `waiting` callers in the queue. `on_batch` hears how many contents each call has.
     """
 
-    def __init__(self, make: Callable[[], Embedder], *, contents: int = 512, waiting: int = 1024) -> None:
+    def __init__(
+        self, make: Callable[[], Embedder], *, contents: int = 512, tokens: int = 32_768, waiting: int = 1024
+    ) -> None:
+        self._tokens = tokens
+        self.on_batch: Callable[[int], None] = lambda count: None
         self._make = make
         self._contents = contents
         self._jobs: queue.Queue[_Job | None] = queue.Queue(waiting)
@@ -54,6 +54,10 @@ class Batcher:
         self._jobs.put(None)
         self._thread.join(None if self.ready.is_set() else 0.1)
 
+    @property
+    def waiting(self) -> int:
+        return self._jobs.qsize()
+
     def submit(self, contents: list[Content], kind: Kind) -> Future[Vectors]:
         """The future raises RowError for contents that the model refuses. Raises Busy at once where too many wait."""
         job = _Job(contents, kind)
@@ -68,7 +72,11 @@ class Batcher:
     def _work(self) -> None:
         try:
             self.embedder = self._make()
-            self.embedder.embed([Content.of("warm")])
+            # One that takes contents singly is a service, whose calls are paid for.
+            if not isinstance(self.embedder, CanSubmit):
+                self.embedder.embed([Content.of("warm")])
+            else:
+                _ = self.embedder.space
         except Exception as error:  # noqa: BLE001 - else nobody would hear of it, and the server wait for ever
             self.failure = _ours(error, "the embedder cannot be loaded")
             self._on_failure()
@@ -83,13 +91,14 @@ class Batcher:
             # A caller that has gone meanwhile is left out; from here on its future cannot be cancelled.
             jobs = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
             if jobs:
+                self.on_batch(sum(len(job.contents) for job in jobs))
                 self._answer(self.embedder, jobs)
         self.embedder.close()
 
     def _gather(self, first: _Job) -> tuple[list[_Job], _Job | None]:
         """What waits of the same kind, up to the most for one call; and the first that did not fit."""
-        jobs, count = [first], len(first.contents)
-        while count < self._contents:
+        jobs, count, tokens = [first], len(first.contents), self._count(first)
+        while count < self._contents and tokens < self._tokens:
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:
@@ -97,11 +106,16 @@ class Batcher:
             if job is None:
                 self._ending = True
                 break
-            if job.kind != first.kind or count + len(job.contents) > self._contents:
+            count, tokens = count + len(job.contents), tokens + self._count(job)
+            if job.kind != first.kind or count > self._contents or tokens > self._tokens:
                 return jobs, job
             jobs.append(job)
-            count += len(job.contents)
         return jobs, None
+
+    @staticmethod
+    def _count(job: _Job) -> int:
+        """Characters tell enough of how long a call takes, and cost no tokenizer."""
+        return sum(len(content.text) // 4 + 2 for content in job.contents)
 
     @staticmethod
     def _answer(embedder: Embedder, jobs: Sequence[_Job]) -> None:

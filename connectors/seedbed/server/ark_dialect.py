@@ -1,0 +1,92 @@
+"""Ark's `/api/v3/embeddings/multimodal` for any embedder: the official SDK speaks to it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from seedbed.content import Content
+from seedbed.errors import BudgetSpent, RowError, SeedbedError, Transient
+from seedbed.protocols import Vectors
+from seedbed.server.dialect import Asked, Busy, Invalid, Unauthorized, as_json, common, embedding, parsed, status_of
+
+_OWN = ("instructions", "sparse_embedding", "multi_embedding")
+
+
+class Ark:
+    """As dialect.Dialect. All parts of `input` are one content, so there is one vector. `model` is what every answer
+    names: what is served, whatever was asked for."""
+
+    name, path = "ark", "/api/v3/embeddings/multimodal"
+    most_bytes = 64 * 1024 * 1024
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def read(self, body: bytes) -> Asked:
+        asked = parsed(body)
+        for name in _OWN:
+            given = asked.get(name)
+            if given is not None and given != {"type": "disabled"}:
+                raise Invalid(f"`{name}` is not taken here: the server says what a text is for", setting=name)
+        parts = asked.get("input")
+        if not isinstance(parts, list) or not parts:
+            raise Invalid("`input` must be a list of parts", setting="input")
+        content = Content.of(*(_text(part, number) for number, part in enumerate(parts)))
+        if content.empty:
+            raise Invalid("the input is empty", setting="input")
+        return Asked([content], **common(asked))
+
+    def answer(self, asked: Asked, vectors: Vectors, tokens: int, headers: Mapping[str, str]) -> Response:
+        usage = {
+            "prompt_tokens": tokens,
+            "total_tokens": tokens,
+            "prompt_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
+        }
+        return as_json(
+            {
+                "id": uuid.uuid4().hex,
+                "created": int(time.time()),
+                "object": "list",
+                "model": self._model,
+                "data": {"object": "embedding", "embedding": embedding(vectors[0], asked.encoding)},
+                "usage": usage,
+            }
+        )
+
+    def refusal(self, error: SeedbedError) -> Response:
+        status, headers = status_of(error)
+        code, kind = _code(error, status)
+        parameter = error.setting if isinstance(error, Invalid) else ""
+        body = {"code": code, "message": error.message, "param": parameter or "", "type": kind}
+        return as_json({"error": body}, 400 if status in (413, 422) else status, headers)
+
+
+def _text(part: Any, number: int) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("image_url", "video_url"):
+        raise Invalid("this server's model takes text alone", setting=f"input[{number}]")
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise Invalid("a part must be of type text, and have one", setting=f"input[{number}]")
+    text: str = part["text"]
+    return text
+
+
+def _code(error: SeedbedError, status: int) -> tuple[str, str]:
+    """The service's own words for it."""
+    match error:
+        case Unauthorized():
+            return "AuthenticationError", "Unauthorized"
+        case Busy():
+            return "ServerOverloaded", "TooManyRequests"
+        case BudgetSpent():
+            return "QuotaExceeded", "TooManyRequests"
+        case RowError() | Invalid():
+            return "InvalidParameter", "BadRequest"
+        case Transient():
+            return "ServiceUnavailable", "ServiceUnavailable"
+    return "InternalServiceError", "InternalServerError"
