@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from seedbed import load
-from seedbed.demo import table
+from seedbed.demo import api, table
 from seedbed.errors import ConfigError, Fatal
 from seedbed.postgres import Database, mapped
 from seedbed.retry import Patience
@@ -83,6 +83,8 @@ def run(folder: Path, say: Say) -> None:
         say("\n3. A night's changes: 15 rows edited, 5 deleted, 5 added\n")
         table.edit(connection, datetime.now(UTC).isoformat())
         _sync(pipeline_file, say, embedded=20, deleted=5)
+        say("\n4. The same by API, here an emulated Ark (Seed-1.6-Embedding), under a budget\n")
+        api.run(folder, say)
     finally:
         connection.close()
         database.close()
