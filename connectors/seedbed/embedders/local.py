@@ -157,7 +157,7 @@ class LocalEmbedder:
             return refused
         rows = [ids[place] for place in fits]
         runner = self._runner
-        places = batches([len(row) for row in rows], runner.budget)
+        places = batches([len(row) for row in rows], runner.share(sum(map(len, rows))))
         found = runner.run([[rows[b] for b in batch] for batch in places], self.space.dimensions)
         for batch, made in zip(places, found, strict=True):
             vectors[[part[fits[b]] for b in batch]] = made

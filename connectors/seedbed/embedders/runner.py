@@ -19,6 +19,7 @@ from seedbed.protocols import Vectors
 CPU_TOKENS = 1024
 """Padded tokens a pass: little padding, and the intermediate arrays stay in the caches. 8,192 took twice the time."""
 CUDA_TOKENS = 32768
+_LEAST_TOKENS = 128
 _LANES_PARAMETERS = 200_000_000
 """Up to here processors work on a batch each instead of sharing every operation: no waiting at its end, which on a
 busy machine was three times as fast. Larger models' weights are better read once for all."""
@@ -64,6 +65,14 @@ class Runner:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)  # a thread born after the lanes would have theirs
         return [self._vectors(batch, dimensions) for batch in batches]
+
+    def share(self, tokens: int) -> int:
+        """The budget of a pass where a call has so many tokens in all: each lane gets as many passes as the others."""
+        if not self._lanes:
+            return self.budget
+        passes = -(-tokens // self.budget)
+        passes += -passes % self._threads
+        return min(self.budget, max(_LEAST_TOKENS, -(-tokens // passes)))
 
     def close(self) -> None:
         if self._lanes:

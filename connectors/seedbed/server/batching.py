@@ -15,6 +15,8 @@ from seedbed.errors import ContentsRefused, Fatal, RowError, SeedbedError
 from seedbed.protocols import CanSubmit, Embedder, Vectors
 from seedbed.server.dialect import Busy
 
+_ENOUGH = 8
+
 
 @dataclass(slots=True)
 class _Job:
@@ -34,6 +36,7 @@ class Batcher:
         self, make: Callable[[], Embedder], *, contents: int = 512, tokens: int = 32_768, waiting: int = 1024
     ) -> None:
         self._tokens = tokens
+        self._last = 0
         self.on_batch: Callable[[int], None] = lambda count: None
         self._make = make
         self._contents = contents
@@ -91,14 +94,18 @@ class Batcher:
             # A caller that has gone meanwhile is left out; from here on its future cannot be cancelled.
             jobs = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
             if jobs:
+                self._last = len(jobs)
                 self.on_batch(sum(len(job.contents) for job in jobs))
                 self._answer(self.embedder, jobs)
         self.embedder.close()
 
     def _gather(self, first: _Job) -> tuple[list[_Job], _Job | None]:
-        """What waits of the same kind, up to the most for one call; and the first that did not fit."""
+        """What waits of the same kind, up to the most for one call; and the first that did not fit.
+
+        Half of those that ask are enough: callers of the last call send their next text while this one works."""
         jobs, count, tokens = [first], len(first.contents), self._count(first)
-        while count < self._contents and tokens < self._tokens:
+        enough = min(self._contents, max(_ENOUGH, (self._jobs.qsize() + self._last + 1) // 2))
+        while count < enough and tokens < self._tokens:
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:

@@ -142,6 +142,7 @@ class Service:
         embedder = self.embedder
         if not isinstance(embedder, CanCountTokens):
             return 0
-        if isinstance(embedder, CanSubmit):
+        # Another thread costs more than a few texts.
+        if isinstance(embedder, CanSubmit) or sum(len(content.text) for content in contents) < 10_000:
             return int(embedder.count_tokens(contents, kind).sum())
         return int((await asyncio.to_thread(embedder.count_tokens, contents, kind)).sum())
