@@ -4,15 +4,18 @@ caller waits beyond the model's own time. Interleaved, medians. Usage: serve.py"
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import multiprocessing
 import platform
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import aiohttp
 import httpx
@@ -21,7 +24,20 @@ import seedbed
 from seedbed import Content
 
 CALLERS, TEXTS, ROUNDS = 64, 1500, 5
+RAW = {"Accept": "application/octet-stream"}
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box in bright daylight".split()  # noqa: SIM905
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """As the Postgres extension asks."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("serve", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)
 
 
 def texts(run: int) -> list[str]:
@@ -58,8 +74,7 @@ def wait(path: str) -> None:
 
 async def _ask(path: str, wanted: list[str]) -> float:
     waiting = iter(wanted)
-    headers = {"Accept": "application/octet-stream"}
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path, limit=0), headers=headers) as session:
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path, limit=0), headers=RAW) as session:
 
         async def caller() -> None:
             for text in waiting:
@@ -85,7 +100,7 @@ def main() -> None:
     embedder = seedbed.embedder("local:minilm")
     embedder.embed([Content.of("warm")])
     offline, served, alone, idle = [], [], [], []
-    with serving() as path, httpx.Client(transport=httpx.HTTPTransport(uds=path)) as client:
+    with serving() as path, closing(UnixConnection(path)) as connection:
         for run in range(ROUNDS):
             wanted = texts(run)
             started = time.perf_counter()
@@ -98,9 +113,8 @@ def main() -> None:
             embedder.embed([Content.of(text)])
             alone.append(time.perf_counter() - started)
             started = time.perf_counter()
-            client.post(
-                "http://serve/v1/embeddings", json={"input": text}, headers={"Accept": "application/octet-stream"}
-            )
+            connection.request("POST", "/v1/embeddings", json.dumps({"input": text}), RAW)
+            connection.getresponse().read()
             idle.append(time.perf_counter() - started)
     embedder.close()
     rates = [TEXTS / statistics.median(seconds) for seconds in (offline, served)]

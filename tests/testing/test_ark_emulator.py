@@ -183,6 +183,7 @@ def test_other_places_and_no_key(served: tuple[ArkEmulator, str]) -> None:
         (Limits(rpm=600), "ModelAccountRpmRateLimitExceeded"),
         (Limits(tpm=22 * 600), "ModelAccountTpmRateLimitExceeded"),
         (Limits(in_flight=10), "InflightBatchsizeExceeded"),
+        (Limits(burst=10), "RequestBurstTooFast"),
     ],
 )
 def test_a_burst_finds_one_seconds_worth(limits: Limits, code: str) -> None:

@@ -19,7 +19,7 @@ from seedbed.protocols import Vectors
 CPU_TOKENS = 1024
 """Padded tokens a pass: little padding, and the intermediate arrays stay in the caches. 8,192 took twice the time."""
 CUDA_TOKENS = 32768
-_LEAST_TOKENS = 128
+_LEAST_TOKENS = 256
 _LANES_PARAMETERS = 200_000_000
 """Up to here processors work on a batch each instead of sharing every operation: no waiting at its end, which on a
 busy machine was three times as fast. Larger models' weights are better read once for all."""
@@ -67,12 +67,11 @@ class Runner:
         return [self._vectors(batch, dimensions) for batch in batches]
 
     def share(self, tokens: int) -> int:
-        """The budget of a pass where a call has so many tokens in all: each lane gets as many passes as the others."""
+        """The budget of a pass where a call has so many tokens in all: a small one is cut finer, so that no lane waits
+        for another, and a few texts of all lengths are not padded to the longest."""
         if not self._lanes:
             return self.budget
-        passes = -(-tokens // self.budget)
-        passes += -passes % self._threads
-        return min(self.budget, max(_LEAST_TOKENS, -(-tokens // passes)))
+        return min(self.budget, max(_LEAST_TOKENS, tokens // (4 * self._threads)))
 
     def close(self) -> None:
         if self._lanes:

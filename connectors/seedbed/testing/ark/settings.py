@@ -21,11 +21,13 @@ MODELS = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Requests and tokens a minute, requests in flight; None is no limit. A bucket holds one second's worth."""
+    """Requests and tokens a minute, requests in flight, requests in any tenth of a second (`burst`); None is no limit.
+    A bucket holds one second's worth."""
 
     rpm: float | None = None
     tpm: float | None = None
     in_flight: int | None = None
+    burst: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Settings:
     base64: bool = True
 
 
-_NUMBERS = ("rpm", "tpm", "in_flight", "latency_ms", "share_429", "share_500", "seed", "retry_after")
+_NUMBERS = ("rpm", "tpm", "in_flight", "burst", "latency_ms", "share_429", "share_500", "seed", "retry_after")
 _FLAGS = ("prefix_1024", "data_as_list")
 
 
@@ -60,13 +62,15 @@ def settings_of(url: str) -> Settings:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"{url!r}: no option {name!r} is known", setting="url", hint=hint)
     numbers = {name: _number(name, given[name]) for name in _NUMBERS if name in given}
-    in_flight, retry_after = numbers.get("in_flight"), numbers.get("retry_after")
+    in_flight, burst, retry_after = (
+        int(numbers[name]) if name in numbers else None for name in ("in_flight", "burst", "retry_after")
+    )
     return Settings(
         keys=frozenset({given["key"]} if "key" in given else ()),
-        limits=Limits(numbers.get("rpm"), numbers.get("tpm"), None if in_flight is None else int(in_flight)),
+        limits=Limits(numbers.get("rpm"), numbers.get("tpm"), in_flight, burst),
         faults=Faults(numbers.get("share_429", 0.0), numbers.get("share_500", 0.0), int(numbers.get("seed", 0))),
         latency=numbers.get("latency_ms", 0.0) / 1000,
-        retry_after=None if retry_after is None else int(retry_after),
+        retry_after=retry_after,
         prefix_1024=given.get("prefix_1024") == "true",
         data_as_list=given.get("data_as_list") == "true",
     )
