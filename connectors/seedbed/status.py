@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from seedbed.content import Content
 from seedbed.declaration import SinkConfig
 from seedbed.errors import SeedbedError
 from seedbed.identity import show_key
 from seedbed.ledger import Ledger, RunRecord
+from seedbed.protocols import CanSpend
 from seedbed.session import Session
 from seedbed.sinks.checks import check_fit
 
@@ -83,12 +85,21 @@ def doctor(session: Session) -> list[Check]:
             "source", lambda: f"{len(session.source.schema())} columns, key {', '.join(session.source.key_columns)}"
         ),
         _check("content", lambda: f"columns {', '.join(session.recipe.columns)}"),
-        _check("embedder", lambda: str(session.embedder.space)),
+        _check("embedder", lambda: _embedder(session)),
         _check("ledger", lambda: f"version fits, {len(session.ledger.runs(_pipeline(session)))} recent runs"),
         _check("cache", lambda: "usable" if session.cache is not None else "will be created"),
     ]
     checks += [_check(f"sink {config.name}", partial(_look, session, config)) for config in session.declaration.sink]
     return checks
+
+
+def _embedder(session: Session) -> str:
+    """A service is asked for one vector: only that tells whether the key is right."""
+    embedder = session.embedder
+    if not isinstance(embedder, CanSpend):
+        return str(embedder.space)
+    embedder.embed([Content.of("seedbed")])
+    return f"{embedder.space} answered, {embedder.usage.tokens} tokens"
 
 
 def _look(session: Session, config: SinkConfig) -> str:

@@ -154,3 +154,24 @@ def test_parsing_and_help_load_nothing_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_embed_prints_vectors_as_the_library_makes_them(
+    seedbed: Run, table: psycopg.Connection[Any], pg_url: str, tmp_path: Path
+) -> None:
+    lines = seedbed("embed", "red shoes", "a coat", "--embedder", "hash:16").stdout.splitlines()
+    vectors = [json.loads(line) for line in lines]
+    assert [len(vector) for vector in vectors] == [16, 16]
+    told = answer(seedbed("embed", "red shoes", "--query", "--json", "-p", str(write(tmp_path, pg_url))))
+    assert told["space"]["model"] == "hash-16"
+    assert told["tokens"] == 2
+    assert told["vectors"][0] == pytest.approx(vectors[0])
+    refused = seedbed("embed", "x", "--embedder", "ark:no-such-model", "--json")
+    assert refused.returncode == 2
+    assert answer(refused)["error"]["setting"] == "embedder.url"
+
+
+def test_an_emulated_service_is_served_and_named(seedbed: Run) -> None:
+    wrong = seedbed("serve", "emulator:?rmp=3")
+    assert wrong.returncode == 2
+    assert "did you mean 'rpm'" in wrong.stderr

@@ -19,6 +19,7 @@ import pytest
 
 from seedbed import Pipeline
 from seedbed.errors import ConfigError, Fatal
+from seedbed.status import Check, doctor
 from seedbed.testing.ark import ArkEmulator, Faults, Settings
 
 MODEL = "doubao-embedding-vision-250615"
@@ -118,6 +119,19 @@ def test_rows_that_the_service_refuses_are_failed_rows(make: Make, emulator: Ark
     report = make().sync()
     assert (report.exit_code, report.failed, report.upserted) == (3, 1, ROWS - 1)
     assert "row 77: Ark:" in (report.first_failure or "")
+
+
+def test_doctor_asks_the_service_for_one_vector(make: Make, emulator: ArkEmulator) -> None:
+    def look() -> Check:
+        with make().open() as session:
+            return next(check for check in doctor(session) if check.what == "embedder")
+
+    assert look().says.endswith("answered, 22 tokens")
+    assert emulator.calls == 1
+    emulator.settings.faults.expire_after = 0
+    bad = look()
+    assert not bad.ok
+    assert "check the key" in (bad.hint or "")
 
 
 def test_a_budget_in_money_needs_prices(make: Make) -> None:

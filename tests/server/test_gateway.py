@@ -134,6 +134,24 @@ def test_errors_of_arks_route_are_arks(server: str, text: Any, more: dict[str, A
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+@pytest.mark.parametrize("path", [ARK, "/v1/embeddings"])
+def test_a_caller_with_100_megabytes_is_stopped(server: str, path: str) -> None:
+    def body() -> Iterator[bytes]:
+        yield b'{"input": "'
+        for _ in range(100):
+            yield b"x" * 1_000_000
+
+    try:
+        answer = httpx.post(
+            f"{server}{path}", content=body(), headers={"Authorization": "Bearer anna-key-1"}, timeout=30
+        )
+    except httpx.TransportError:
+        pass  # The server has answered and closed before all was sent.
+    else:
+        assert answer.status_code == (400 if path == ARK else 413)
+    assert post(server).status_code == 200
+
+
 @pytest.mark.parametrize("key", ["-", "wrong", "anna-key", "anna-key-11", "ключ".encode().decode("latin-1")])
 def test_who_has_no_key_is_not_answered(server: str, key: str) -> None:
     for path in (ARK, "/v1/embeddings"):

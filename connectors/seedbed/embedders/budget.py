@@ -7,10 +7,11 @@ count. Many workers share one budget through a keeper, each holding a slice of i
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 
 from seedbed.embedders.account import Keeper
-from seedbed.errors import BudgetSpent, budget_spent
+from seedbed.errors import BudgetSpent, ServiceError, budget_spent
 from seedbed.prices import Prices
 
 _SLICE = 64
@@ -62,9 +63,10 @@ class Budget:
         self._settled.set()
 
     def close(self) -> None:
-        """Gives back what was leased and not used."""
+        """Gives back what was leased and not used; where that cannot be, it counts as spent."""
         held, self._held = self._held, Spent()
-        self._keeper.update(self._name, Spent, lambda state, _: ((state or Spent()).plus(held, -1), None))
+        with suppress(ServiceError):
+            self._keeper.update(self._name, Spent, lambda state, _: ((state or Spent()).plus(held, -1), None))
 
     async def _fits(self, need: Spent) -> bool:
         if not self._held.covers(need):
