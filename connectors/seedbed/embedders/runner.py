@@ -60,7 +60,8 @@ class Runner:
 
     def run(self, batches: Sequence[Ids], dimensions: int) -> list[Vectors]:
         """float32 (n, dimensions) of each batch, in order."""
-        if self._lanes and len(batches) > 1:
+        # A pass of few tokens is over before several threads have shared it out.
+        if self._lanes and (len(batches) > 1 or sum(map(len, batches[0])) <= _LEAST_TOKENS):
             return list(self._lanes.map(lambda batch: self._vectors(batch, dimensions), batches))
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)  # a thread born after the lanes would have theirs

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 
 from seedbed.embedders.card import Card
 
+_FEW, _MOST_COUNTED = 8, 1024
+
 
 class Tokens:
     """`ids` cuts to the model's limit where `truncate` is set; `count` never does."""
@@ -20,14 +22,25 @@ class Tokens:
         self._folder = folder / card.transformer
         self._lower = card.lower_case
         self._cut = card.limit if truncate else None
+        self._counted: dict[str, list[int]] = {}
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids with the special ones; the interpreter's lock is released while a batch is cut up."""
-        tokenizer = self._cutting if self._cut is not None else self._whole
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(self._cased(texts))]
+        if self._cut is not None:
+            return [encoding.ids for encoding in self._cutting.encode_batch_fast(self._cased(texts))]
+        found = [self._counted.pop(text, None) for text in texts] if self._counted else []
+        known = [ids for ids in found if ids is not None]
+        if known and len(known) == len(texts):
+            return known
+        return [encoding.ids for encoding in self._whole.encode_batch_fast(self._cased(texts))]
 
     def count(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         encodings = self._whole.encode_batch_fast(self._cased(texts))
+        if len(texts) <= _FEW and self._cut is None:
+            # A server counts a caller's few texts just before they are embedded.
+            if len(self._counted) > _MOST_COUNTED:
+                self._counted.clear()
+            self._counted.update(zip(texts, (encoding.ids for encoding in encodings), strict=True))
         return np.fromiter(map(len, encodings), np.int64, len(encodings))
 
     def _cased(self, texts: Sequence[str]) -> list[str]:

@@ -67,8 +67,13 @@ def _endpoint(service: Service, dialect: Dialect, callers: Callers, telling: Tel
         try:
             caller = callers.name(request.headers.get("authorization"))
             asked = dialect.read(await _body(request, dialect.most_bytes))
-            vectors = await service.embed(asked.contents, asked.kind, asked.dimensions)
-            inputs, tokens = len(asked.contents), await service.tokens(asked.contents, asked.kind)
+            made = asyncio.ensure_future(service.embed(asked.contents, asked.kind, asked.dimensions))
+            # Counted while the model works, or while this waits for its turn.
+            await asyncio.sleep(0)
+            try:
+                inputs, tokens = len(asked.contents), await service.tokens(asked.contents, asked.kind)
+            finally:
+                vectors = await made
             response = dialect.answer(asked, vectors, tokens, request.headers)
         except SeedbedError as error:
             response = dialect.refusal(error)

@@ -81,6 +81,8 @@ def _code(error: SeedbedError, status: int) -> tuple[str, str]:
     match error:
         case Unauthorized():
             return "AuthenticationError", "Unauthorized"
+        case RowError() if "tokens, but the model takes" in error.message or "OutofContext" in error.message:
+            return "OutofContextError", "BadRequest"
         case Busy():
             return "ServerOverloaded", "TooManyRequests"
         case BudgetSpent():
