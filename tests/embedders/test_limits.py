@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -93,13 +94,14 @@ def test_workers_share_one_accounts_requests(keeper: Keeper) -> None:
         account = Account("one", keeper, 60_000, 0)
         granted.append(sum(account.lease(1000, 0.0).requests for _ in range(20)))
 
+    started = time.monotonic()
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    # 50 a second at the start, in buckets of a quarter of a second.
-    assert 1 <= sum(granted) <= 60
+    # 50 a second at the start, in a bucket of a quarter of a second.
+    assert 1 <= sum(granted) <= 14 + 50 * (time.monotonic() - started)
 
 
 def test_a_budget_is_shared_and_gives_back_what_was_not_used(keeper: Keeper) -> None:

@@ -169,7 +169,7 @@ def test_a_signal_stops_within_a_batch_and_what_is_embedded_is_written(
     asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
     told = json.loads(process.communicate()[0])
-    assert time.monotonic() - asked < 3
+    assert time.monotonic() - asked < 15
     assert process.returncode == 1
     assert 200 <= told["embedded"] == told["upserted"] < ROWS
     emulator.settings = Settings()
