@@ -6,14 +6,11 @@ beside one another. Options of the URL: `endpoint` (another host), `in_flight` (
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import orjson
 
 from seedbed.content import Content, Kind
@@ -24,9 +21,10 @@ from seedbed.embedders.estimate import most_tokens, tokens_of
 from seedbed.embedders.options import Options, RemoteSettings
 from seedbed.embedders.remote import RemoteEmbedder, account_name
 from seedbed.embedders.reply import Reply, headers_of
-from seedbed.errors import ConfigError, Fatal, RowError, SeedbedError, Transient
+from seedbed.embedders.wire import body_of, checked, decoded, no_answer, said, start_of
+from seedbed.errors import ConfigError, Fatal, RowError, SeedbedError
 from seedbed.identity import Space
-from seedbed.protocols import Usage, Vectors
+from seedbed.protocols import Usage
 
 _OVERHEAD = 20
 """Tokens of a request beside its text."""
@@ -92,10 +90,7 @@ class ArkApi:
         }
         if prompting.instructions is not None:
             asked["instructions"] = prompting.instructions
-        try:
-            return orjson.dumps(asked)
-        except orjson.JSONEncodeError:
-            raise RowError("the text holds a lone surrogate, which is no Unicode character") from None
+        return body_of(asked)
 
     def answer(self, body: bytes, count: int) -> Answer:
         try:
@@ -107,11 +102,7 @@ class ArkApi:
             images = int((usage.get("prompt_tokens_details") or {}).get("image_tokens") or 0)
             vector = decoded(made)
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise Transient(
-                f"{self.url}: what answered is no embedding: {_start(body)!r}",
-                setting="embedder.url",
-                hint="look whether a proxy answers in the service's place",
-            ) from error
+            raise no_answer(self.url, body) from error
         self._check_model(found.get("model"))
         return Answer(checked(vector[None, :], self._dimensions), tokens - images, images)
 
@@ -125,12 +116,12 @@ class ArkApi:
             )
 
     def fault(self, reply: Reply) -> SeedbedError:
-        code, message, parameter = _said(reply.body)
+        code, message, parameter = said(reply.body)
         if reply.status == 400 and parameter == "encoding_format":
             # A service that has no base64 is asked for numbers from here on.
             self._base64 = False
             return Again(f"Ark: {message}")
-        return classified(reply.status, code, message or _start(reply.body), self._model)
+        return classified(reply.status, code, message or start_of(reply.body), self._model)
 
     def estimate(self, content: Content, kind: Kind) -> float:
         return tokens_of(content.text) + self._beside(kind)
@@ -141,30 +132,6 @@ class ArkApi:
     def _beside(self, kind: Kind) -> float:
         prompting = self._prompting[kind]
         return _OVERHEAD + tokens_of(prompting.prefix + (prompting.instructions or ""))
-
-
-def decoded(made: Any) -> Vectors:
-    """A vector as base64 of little-endian float32, or as numbers. Raises ValueError, TypeError."""
-    if isinstance(made, str):
-        try:
-            return np.frombuffer(base64.b64decode(made, validate=True), "<f4")
-        except binascii.Error as error:
-            raise ValueError("no base64") from error
-    vector = np.asarray(made, np.float32)
-    if vector.ndim != 1:
-        raise ValueError("no vector")
-    return vector
-
-
-def checked(vectors: Vectors, dimensions: int) -> Vectors:
-    """Raises Fatal for another size."""
-    if vectors.shape[1] != dimensions:
-        raise Fatal(
-            f"the service answered with {vectors.shape[1]} dimensions, {dimensions} were asked for",
-            setting="embedder.dimensions",
-            hint="set `dimensions` to what the model gives",
-        )
-    return vectors
 
 
 _RATE = ("RateLimitExceeded", "RequestBurstTooFast")
@@ -201,16 +168,3 @@ def _fault_of_request(words: str, code: str) -> SeedbedError:
     if "does not support this api" in words:
         return Fatal(words, setting="embedder.url", hint="name a model of multimodal embeddings")
     return RowError(words)
-
-
-def _said(body: bytes) -> tuple[str, str, str]:
-    """(code, message, param) of `{"error": {…}}`, empty where there is none."""
-    try:
-        error = orjson.loads(body)["error"]
-        return str(error.get("code") or ""), str(error.get("message") or ""), str(error.get("param") or "")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "", "", ""
-
-
-def _start(body: bytes) -> str:
-    return " ".join(body[:200].decode(errors="replace").split())

@@ -22,6 +22,7 @@ from seedbed.content import Content, Kind
 from seedbed.embedders.account import Account
 from seedbed.embedders.budget import Budget
 from seedbed.embedders.reply import Reply
+from seedbed.embedders.wire import NO_UNICODE
 from seedbed.errors import RowError, SeedbedError, Transient
 from seedbed.protocols import Usage, Vectors
 
@@ -190,7 +191,6 @@ class Calls:
 
     def get(self, url: str) -> Reply:
         """A plain question to the same server. Raises Transient."""
-
         return asyncio.run_coroutine_threadsafe(self._get(url), self._running()).result()
 
     def close(self) -> None:
@@ -286,7 +286,7 @@ class Calls:
         try:
             name = (kind, contents[0].canonical())
         except UnicodeEncodeError:
-            raise RowError("the text holds a lone surrogate, which is no Unicode character") from None
+            raise RowError(NO_UNICODE) from None
         flying = self._flying.get(name)
         if flying is None:
             flying = asyncio.ensure_future(self._ask(contents, kind))

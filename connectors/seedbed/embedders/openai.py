@@ -15,12 +15,12 @@ import orjson
 
 from seedbed.content import Content, Kind
 from seedbed.embedders.account import Account, LocalKeeper
-from seedbed.embedders.ark import checked, decoded
 from seedbed.embedders.calls import Again, Answer, Calls, Overloaded, RateLimited
 from seedbed.embedders.estimate import most_tokens, tokens_of
 from seedbed.embedders.options import Options, RemoteSettings
 from seedbed.embedders.remote import RemoteEmbedder, account_name
 from seedbed.embedders.reply import Reply, headers_of
+from seedbed.embedders.wire import body_of, checked, decoded, no_answer, said
 from seedbed.errors import ConfigError, Fatal, RowError, SeedbedError, Transient
 from seedbed.identity import Space
 from seedbed.protocols import Usage
@@ -77,10 +77,10 @@ class OpenAiApi:
         place = urlsplit(self._base)
         reply = calls.get(f"{place.scheme}://{place.netloc}/readyz")
         try:
-            said = orjson.loads(reply.body)
-            if reply.status == 503 and said.get("status") == "loading":
+            told = orjson.loads(reply.body)
+            if reply.status == 503 and told.get("status") == "loading":
                 raise Transient(f"{self._base}: the server loads its model", setting="embedder.url")
-            return Space.from_json(orjson.dumps(said["space"]).decode())
+            return Space.from_json(orjson.dumps(told["space"]).decode())
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -128,10 +128,7 @@ class OpenAiApi:
             asked["dimensions"] = self._settings.dimensions
         if self._seedbed:
             asked["kind"] = kind
-        try:
-            return orjson.dumps(asked)
-        except orjson.JSONEncodeError:
-            raise RowError("the text holds a lone surrogate, which is no Unicode character") from None
+        return body_of(asked)
 
     def answer(self, body: bytes, count: int) -> Answer:
         try:
@@ -142,15 +139,11 @@ class OpenAiApi:
             vectors = np.stack([decoded(row["embedding"]) for row in rows])
             tokens = int((found.get("usage") or {}).get("total_tokens") or 0)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise Transient(
-                f"{self.url}: what answered are no embeddings: {body[:200].decode(errors='replace')!r}",
-                setting="embedder.url",
-                hint="look whether that address is an embedding server's",
-            ) from error
+            raise no_answer(self.url, body) from error
         return Answer(checked(vectors, self._dimensions or vectors.shape[1]), tokens)
 
     def fault(self, reply: Reply) -> SeedbedError:
-        code, message, parameter = _said(reply.body)
+        code, message, parameter = said(reply.body)
         words = f"{self.url}: {message or f'status {reply.status}'}"
         if reply.status == 400 and "encoding_format" in (parameter or message):
             self._base64 = False
@@ -179,16 +172,3 @@ class OpenAiApi:
 
     def most(self, content: Content, kind: Kind) -> tuple[float, float]:
         return 8.0 + sum(map(most_tokens, self._settings.prompts([content], kind))), 0.0
-
-
-def _said(body: bytes) -> tuple[str, str, str]:
-    """(code, message, param) of OpenAI's `{"error": {…}}`; TEI and others say `{"message": …}` or `{"detail": …}`."""
-    try:
-        said = orjson.loads(body)
-        error = said.get("error") or said
-        if isinstance(error, str):
-            return str(said.get("error_type") or ""), error, ""
-        message = error.get("message") or error.get("detail") or ""
-        return str(error.get("code") or ""), str(message), str(error.get("param") or "")
-    except (ValueError, AttributeError, TypeError):
-        return "", "", ""
