@@ -79,7 +79,8 @@ class Service:
             raise RowError("an input holds a lone surrogate, which is no Unicode character") from None
         found = {key: vector for key in set(keys) if (vector := self.cache.get(key)) is not None}
         making = {key: self._making[key] for key in set(keys) if key not in found and key in self._making}
-        missing = {key: content for key, content in zip(keys, contents, strict=True) if key not in found | making}
+        known = found.keys() | making.keys()
+        missing = {key: content for key, content in zip(keys, contents, strict=True) if key not in known}
         self.hits += len(contents) - len(missing)
         self.misses += len(missing)
         if missing:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from seedbed.server.service import Service
 
@@ -27,12 +30,27 @@ class Told:
     seconds: float
 
 
+class _State(Collector):
+    """What the service itself counts, read when somebody asks."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        service = self._service
+        waiting = service.batcher.waiting + service.in_flight
+        yield GaugeMetricFamily("seedbed_ready", "1 once the model is loaded", float(service.batcher.ready.is_set()))
+        yield GaugeMetricFamily("seedbed_waiting", "Requests and contents that wait", waiting)
+        yield GaugeMetricFamily("seedbed_cache_bytes", "Of the shared cache", service.cache.bytes)
+        yield CounterMetricFamily("seedbed_cache_hits", "Contents found", service.hits)
+        yield CounterMetricFamily("seedbed_cache_misses", "Contents embedded", service.misses)
+
+
 class Telling:
     """`log` writes a line a request to stderr."""
 
     def __init__(self, service: Service, *, log: bool) -> None:
         self._log = log
-        self._service = service
         self._registry = registry = CollectorRegistry()
         labels = ("route", "caller")
         self._requests = Counter("seedbed_requests", "Requests", (*labels, "status"), registry=registry)
@@ -41,17 +59,7 @@ class Telling:
         self._seconds = Histogram("seedbed_seconds", "Of a request", ("route",), buckets=_SECONDS, registry=registry)
         self._batches = Histogram("seedbed_batch_size", "Contents a call", buckets=_SIZES, registry=registry)
         service.batcher.on_batch = self._batches.observe
-        self._gauge("seedbed_ready", "1 once the model is loaded", lambda: float(service.batcher.ready.is_set()))
-        self._gauge("seedbed_waiting", "Requests and contents that wait", self._waiting)
-        self._gauge("seedbed_cache_bytes", "Of the shared cache", lambda: float(service.cache.bytes))
-        self._gauge("seedbed_cache_hits_total", "Contents found", lambda: float(service.hits))
-        self._gauge("seedbed_cache_misses_total", "Contents embedded", lambda: float(service.misses))
-
-    def _gauge(self, name: str, words: str, read: object) -> None:
-        Gauge(name, words, registry=self._registry).set_function(read)  # type: ignore[arg-type]
-
-    def _waiting(self) -> float:
-        return float(self._service.batcher.waiting + self._service.in_flight)
+        registry.register(_State(service))
 
     def note(self, told: Told) -> None:
         self._requests.labels(told.route, told.caller, str(told.status)).inc()
