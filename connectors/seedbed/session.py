@@ -70,9 +70,16 @@ class Session:
 
     def govern(self, run: str) -> None:
         """Puts an embedder that costs money under the account's limits, shared by all that use this ledger, and under
-        the budget of `[limits]`, shared by all of one run."""
+        the budget of `[limits]`, shared by all of one run. Raises ConfigError for a budget in money where none is
+        spent."""
         limits, embedder = self.declaration.limits, self.embedder
         if not isinstance(embedder, CanSpend):
+            if limits.money:
+                raise ConfigError(
+                    f"{self.declaration.embedder.url} costs no money",
+                    setting="limits.money",
+                    hint="leave it out, or limit its `tokens`",
+                )
             return
         from seedbed.embedders.account import LocalKeeper
         from seedbed.embedders.budget import Budget

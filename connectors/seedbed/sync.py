@@ -20,7 +20,7 @@ from seedbed.embedding import Embedded, EmbeddingStage
 from seedbed.errors import Refused, SeedbedError, ServiceError
 from seedbed.identity import show_key
 from seedbed.ledger import Destination, RowFailure, State
-from seedbed.protocols import CanTellProvenance, Page, Selection, Sink
+from seedbed.protocols import CanTellProvenance, Page, Selection, Sink, Usage
 from seedbed.report import SinkCounts, SyncReport
 from seedbed.retry import Patience
 from seedbed.session import Outlet, Session
@@ -91,6 +91,7 @@ class _Run:
         self._started = time.monotonic()
         self._watermark: str | None = None
         self._failed_now: set[bytes] = set()
+        self._usage = Usage()
 
     def run(self) -> SyncReport:
         name = self._session.declaration.name
@@ -101,6 +102,7 @@ class _Run:
         try:
             self._state = ledger.state(self._pipeline)
             self._session.govern(f"run {self._run_id} of {name}")
+            self._usage = self._session.embedder.usage
             self._connect()
             self._check_recipe()
             with closing(GoneSpool()) as spool:
@@ -117,9 +119,11 @@ class _Run:
 
     def _end(self, outcome: str) -> None:
         self._report.seconds = time.monotonic() - self._started
-        embedder = self._session.embedder if self._report.embedded else None
+        embedder = self._session.embedder if self._usage.calls else None
         provenance: dict[str, str] = dict(embedder.provenance()) if isinstance(embedder, CanTellProvenance) else {}
         if embedder is not None:
+            # Also what a run paid for that failed in the middle of a batch.
+            self._report.tokens = embedder.usage.tokens
             self._report.cost = self._session.cost(embedder.usage)
             self._report.currency = self._session.prices.currency
             self._session.ledger.add_usage(embedder.space.model, embedder.usage)

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -107,7 +108,10 @@ def test_an_expired_key_stops_with_nothing_marked_done_and_nothing_paid_twice(
     emulator.settings.faults.expire_after = 700
     with pytest.raises(Fatal, match="AuthenticationError"):
         make().sync()
-    assert make().status()["sinks"]["memory"]["rows"] == 0
+    told = make().status()
+    assert told["sinks"]["memory"]["rows"] == 0
+    assert told["runs"][0]["tokens"] == emulator.tokens
+    assert told["runs"][0]["cost"] == pytest.approx(0.7e-6 * emulator.tokens)
     emulator.settings.faults.expire_after = None
     report = make().sync()
     assert (report.embedded, report.cached) == (ROWS - 700, 700)
@@ -138,6 +142,20 @@ def test_a_budget_in_money_needs_prices(make: Make) -> None:
     with pytest.raises(ConfigError, match="needs prices") as raised:
         make(limits={"money": 1.0}, prices={})
     assert raised.value.setting == "limits.money"
+    with pytest.raises(ConfigError, match="hash:32 costs no money"):
+        make(limits={"money": 1.0}, embedder={"url": "hash:32"}).sync()
+
+
+def test_a_postgres_ledger_keeps_budget_and_limits(make: Make, emulator: ArkEmulator, pg_url: str) -> None:
+    told: dict[str, Any] = {"ledger": {"url": pg_url}}
+    first = make(limits={"tokens": 15_000}, **told).sync()
+    assert (first.exit_code, first.tokens) == (5, emulator.tokens)
+    assert first.tokens <= 15_000
+    assert make(**told).sync().exit_code == 0
+    assert emulator.calls == len(set(emulator.texts)) == ROWS
+    with psycopg.connect(pg_url) as connection:
+        names = [name for (name,) in connection.execute("select name from seedbed_ledger.shared_state").fetchall()]
+    assert sorted(name.split()[0] for name in names) == ["account", "budget"]
 
 
 def run(make: Make, tmp_path: Path, *options: str) -> subprocess.Popen[str]:

@@ -239,6 +239,21 @@ def test_a_gateway_holds_key_cache_and_budget(tmp_path: Path) -> None:
             assert emulator.tokens <= 3000 + 60
 
 
+def test_gateways_share_a_days_budget_through_a_ledger(pg_url: str) -> None:
+    emulator = ArkEmulator()
+    told = ("--tokens", "1000", "--ledger", pg_url, "--cache", "0B")
+    with emulator.serving() as url:
+        ark = f"ark:{MODEL}?endpoint={url}"
+        statuses = []
+        for _ in range(2):
+            with serving(ark, *told, ARK_API_KEY="k") as address:
+                statuses.append([post(address, f"row {number}").status_code for number in range(30)])
+        # The second one's day began with what the first had left.
+        assert statuses[0].count(200) + statuses[1].count(200) == emulator.calls
+        assert 900 <= emulator.tokens <= 1000
+        assert statuses[1][-1] == 429
+
+
 def test_what_goes_wrong_behind_a_gateway_has_its_status(tmp_path: Path) -> None:
     emulator = ArkEmulator(Settings(keys=frozenset({"the-real-key"})))
     emulator.settings.faults.texts.update({"bad": "InputTextSensitiveContentDetected", "poor": "QuotaExceeded"})
