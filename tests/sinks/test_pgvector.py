@@ -18,7 +18,7 @@ from seedbed.errors import ConfigError, Fatal, Refused, RowError, SeedbedError, 
 from seedbed.protocols import Sink
 from seedbed.sinks.pgvector import PgvectorSink
 from services.postgres import PASSWORD, RELEASES
-from sinks.test_contract import AXES, PAYLOAD, everything, found, points, random_vectors, spec
+from services.stores import AXES, PAYLOAD, everything, found, points, random_vectors, spec
 
 on_both = pytest.mark.parametrize("pg_url", RELEASES, indirect=True)
 
