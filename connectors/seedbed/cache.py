@@ -11,6 +11,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ class VectorCache:
             self._db.execute(
                 "create table if not exists vector (number integer primary key, key blob not null unique, data blob)"
             )
+            self._db.execute("create table if not exists medium (stamp blob primary key, digest blob) without rowid")
             self._db.create_function("from_hex", 1, bytes.fromhex, deterministic=True)
         except sqlite3.DatabaseError as error:
             raise Fatal(
@@ -79,6 +81,20 @@ class VectorCache:
                     self._db.execute("rollback")
                 if error.sqlite_errorname != "SQLITE_FULL":
                     raise Fatal(f"the vector cache {self._path}: {error}", setting="cache.url") from error
+
+    def digests(self, stamps: Sequence[bytes]) -> dict[bytes, bytes]:
+        """SHA-256 of the bytes that media were seen with, by their stamps."""
+        asked = json.dumps([stamp.hex() for stamp in stamps])
+        with self._guard:
+            rows = self._db.execute(
+                "select stamp, digest from medium where stamp in (select from_hex(value) from json_each(?))", [asked]
+            )
+            return dict(rows.fetchall())
+
+    def remember(self, digests: Mapping[bytes, bytes]) -> None:
+        """What `digests` answers from then on. A full disk is no error here either."""
+        with self._guard, suppress(sqlite3.OperationalError):
+            self._db.executemany("insert or replace into medium (stamp, digest) values (?, ?)", list(digests.items()))
 
     def _evict(self) -> None:
         while self._used() > self._max:

@@ -60,7 +60,20 @@ class Video(_Media):
     modality: ClassVar[Modality] = "video"
 
 
-Part = Text | Image | Video
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A picture or video that is not here yet: the `place` where it lies, and a `stamp` (32 bytes) that changes when
+    its bytes may have. Contents with one are compared, not embedded."""
+
+    modality: Modality
+    place: str
+    stamp: bytes = field(repr=False)
+
+    def canonical(self) -> bytes:
+        return canonical_media(self.modality, self.stamp)
+
+
+Part = Text | Image | Video | Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +95,7 @@ class Content:
     @property
     def media(self) -> tuple[Image | Video, ...]:
         """Pictures and videos, in order."""
-        return tuple(part for part in self.parts if not isinstance(part, Text))
+        return tuple(part for part in self.parts if isinstance(part, Image | Video))
 
     @property
     def modality(self) -> str:
@@ -92,7 +105,7 @@ class Content:
     @property
     def empty(self) -> bool:
         """True where there is nothing to embed: no part, or only white space."""
-        return not self.media and not self.text.strip()
+        return all(isinstance(part, Text) and not part.text.strip() for part in self.parts)
 
     def canonical(self) -> bytes:
         """The bytes that hashes are made from: each part as a letter, its length (u64 LE) and its bytes; of a picture

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
+from seedbed.content import MODALITIES, Modality
 from seedbed.errors import ConfigError
 from seedbed.protocols import UNNAMED, Metric
 
@@ -35,8 +36,13 @@ class SourceConfig(_Table, frozen=True, kw_only=True):
 
 
 class ContentConfig(_Table, frozen=True, kw_only=True):
-    text: str
+    text: str | None = None
+    image: str | list[str] | None = None
+    video: str | list[str] | None = None
     empty: Literal["skip", "fail"] = "skip"
+    missing_part: Literal["skip", "fail"] = "skip"
+    parts: tuple[Modality, ...] = ("text",)
+    """Which of text, image and video are there, in the order in which they were declared; not itself declared."""
 
 
 class ChunkConfig(_Table, frozen=True, kw_only=True):
@@ -88,6 +94,17 @@ class PricesConfig(_Table, frozen=True, kw_only=True):
     currency: str = "CNY"
 
 
+class MediaConfig(_Table, frozen=True, kw_only=True):
+    roots: list[str] = []
+    allow_hosts: list[str] = []
+    max_bytes: str = "20MB"
+    max_pixels: int = 64_000_000
+    max_seconds: float = 14_400.0
+    timeout: float = 60.0
+    revalidate: bool = True
+    proxy: str | None = None
+
+
 class AirflowConfig(_Table, frozen=True, kw_only=True):
     schedule: str | None = None
 
@@ -106,6 +123,7 @@ class Declaration(_Table, frozen=True, kw_only=True):
     cache: CacheConfig = field(default_factory=CacheConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     prices: PricesConfig = field(default_factory=PricesConfig)
+    media: MediaConfig = field(default_factory=MediaConfig)
     airflow: AirflowConfig = field(default_factory=AirflowConfig)
 
 
@@ -150,8 +168,9 @@ def declare(declared: Mapping[str, Any], *, base: Path) -> Declaration:
     """The same from a mapping; relative paths are relative to `base`. Raises ConfigError."""
     _refuse_unknown(Declaration, declared, "")
     expanded = _expand(declared, base, "")
-    if isinstance(content := expanded.get("content"), dict) and not _named(content):
-        expanded["content"] = {UNNAMED: content}
+    if isinstance(content := expanded.get("content"), dict):
+        named = content if _named(content) else {UNNAMED: content}
+        expanded["content"] = {name: _ordered(parts) for name, parts in named.items()}
     try:
         made = msgspec.convert(expanded, Declaration)
     except msgspec.ValidationError as error:
@@ -163,6 +182,10 @@ def declare(declared: Mapping[str, Any], *, base: Path) -> Declaration:
     return _complete(made, base)
 
 
+def _ordered(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {**content, "parts": [name for name in content if name in MODALITIES]}
+
+
 def _named(content: Mapping[str, Any]) -> bool:
     """Whether `[content]` holds a table for each of several vectors."""
     return any(isinstance(value, Mapping) for value in content.values())
@@ -172,7 +195,7 @@ def _named(content: Mapping[str, Any]) -> bool:
 
 
 def _refuse_unknown(struct: type[Struct], declared: Mapping[str, Any], where: str) -> None:
-    fields = {f.name: f.type for f in msgspec.structs.fields(struct)}
+    fields = {f.name: f.type for f in msgspec.structs.fields(struct) if f.name != "parts"}
     for name, value in declared.items():
         setting = f"{where}{name}"
         if name not in fields:
@@ -289,6 +312,8 @@ def _complete(made: Declaration, base: Path) -> Declaration:
             setting="chunk",
             hint="leave out [chunk], or make one vector of [content]",
         )
+    for name, content in made.content.items():
+        _check_content(content, name, chunked=made.chunk is not None)
     sinks = [_complete_sink(sink, made, base) for sink in made.sink]
     names = [sink.name for sink in sinks]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -301,9 +326,24 @@ def _complete(made: Declaration, base: Path) -> Declaration:
         source=replace(made.source, url=resolve(made.source.url, base)),
         embedder=replace(made.embedder, url=resolve(made.embedder.url, base)),
         sink=sinks,
+        media=replace(made.media, roots=[resolve(root, base) for root in made.media.roots]),
         ledger=LedgerConfig(url=resolve(made.ledger.url or f"sqlite:./{made.name}.ledger", base)),
         cache=CacheConfig(url=resolve(made.cache.url or f"./{made.name}.cache", base), max_size=made.cache.max_size),
     )
+
+
+def _check_content(content: ContentConfig, name: str, *, chunked: bool) -> None:
+    setting = f"content.{name}" if name else "content"
+    if not content.parts:
+        raise ConfigError(
+            "a content needs text, image or video", setting=setting, hint='text = "{title}", image = "photo_url"'
+        )
+    if chunked and content.parts != ("text",):
+        raise ConfigError(
+            "pictures and video cannot be cut into chunks",
+            setting="chunk",
+            hint="leave out [chunk], or make the content of text alone",
+        )
 
 
 def _complete_sink(sink: SinkConfig, made: Declaration, base: Path) -> SinkConfig:

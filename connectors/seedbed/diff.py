@@ -51,6 +51,8 @@ class Work:
     hashes: list[bytes]
     rows: pa.RecordBatch
     needs: list[Need]
+    failed: dict[int, str] = field(default_factory=dict)
+    """Rows whose media could not be had: row → reason."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -66,6 +68,7 @@ class Work:
             pick(self.hashes),
             self.rows.take(pa.array(indices, pa.int64())),
             [Need(pick(need.payload), pick(need.what), pick(need.stands)) for need in self.needs],
+            {new: self.failed[old] for new, old in enumerate(indices) if old in self.failed},
         )
 
     @classmethod
@@ -275,7 +278,9 @@ def _work(
     needs: list[Need],
     wanted: list[int],
 ) -> Work:
-    """`rows` and `contents` are those of `wanted`, the others all of the page."""
+    """`rows` and `contents` are those of `wanted`, the others all of the page. Columns of bytes stand in the contents
+    already, and no payload has them."""
+    rows = rows.select([field.name for field in rows.schema if not pa.types.is_binary(field.type)])
     return Work(
         [page.keys[i] for i in wanted],
         [page.positions[i] for i in wanted],

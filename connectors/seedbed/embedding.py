@@ -102,7 +102,8 @@ class EmbeddingStage:
         missing, askers = _first_askers(pieces, known)
         before = self._embedder.usage.tokens
         refused = self._embed(missing, known)
-        result = Embedded(work, spans, tokens=self._embedder.usage.tokens - before, spent=self._spent)
+        tokens = self._embedder.usage.tokens - before
+        result = Embedded(work, spans, tokens=tokens, spent=self._spent, failed=dict(work.failed))
         undone = {
             row for row, found in pieces.items() if any(p.key not in known and p.key not in refused for p in found)
         }
@@ -140,7 +141,7 @@ class EmbeddingStage:
                 for point, part in enumerate(piece(content, span) for span in spans[row])
             ]
             for row in range(len(work))
-            if any(need.what[row] == VECTOR for need in work.needs)
+            if row not in work.failed and any(need.what[row] == VECTOR for need in work.needs)
         }
 
     def _known(self, pieces: Pieces) -> dict[bytes, Vectors]:

@@ -89,7 +89,8 @@ def _add_tokens(session: Session, report: PlanReport, found: PageDiff) -> None:
     if found.work is None or report.tokens is None:
         return
     embedder = session.embedder
-    missing = EmbeddingStage(embedder, session.cache, session.chunker, Patience()).missing(found.work)
+    work = session.loading.recognised(found.work) if session.loading else found.work
+    missing = EmbeddingStage(embedder, session.cache, session.chunker, Patience()).missing(work)
     if not isinstance(embedder, CanCountTokens):
         report.tokens = None
     elif missing:

@@ -186,6 +186,21 @@ class CanStream(Protocol):
 
 
 @runtime_checkable
+class TakesMedia(Protocol):
+    """An embedder of more than text."""
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """Which of `text`, `image` and `video` a content may have."""
+        ...
+
+
+def modalities(embedder: Embedder) -> frozenset[str]:
+    """Text alone, where an embedder does not say."""
+    return embedder.takes if isinstance(embedder, TakesMedia) else frozenset({"text"})
+
+
+@runtime_checkable
 class CanSubmit(Protocol):
     """An embedder whose calls run beside one another (an API): a server puts no batching before it."""
 

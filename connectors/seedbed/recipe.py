@@ -1,4 +1,4 @@
-"""What a row becomes: its content rendered from the template, its payload, and the hashes of both.
+"""What a row becomes: its contents rendered from what the pipeline declares, its payload, and the hashes of both.
 
 The recipe's digest (the chunker and its settings) enters each row's content hash, so a changed recipe
 changes just the rows whose hash differs. Prices, payload lists and names do not enter it.
@@ -8,154 +8,145 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import string
-import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from seedbed.batch import payload_column, payload_schema
-from seedbed.content import Content, Text
-from seedbed.errors import ConfigError
-from seedbed.identity import canonical_value
+from seedbed.content import Content
+from seedbed.declaration import ContentConfig
+from seedbed.errors import ConfigError, RowError
+from seedbed.identity import content_hash, named_content_hash
 from seedbed.protocols import UNNAMED
+from seedbed.rendering import Ingredient, MediaColumn, Rendering, Stamps, render
+from seedbed.template import Template
 
 TEXT_FIELD = pa.field("_text", pa.string())
 """Where `store_text` keeps the chunk's text."""
+MODALITY_FIELD = pa.field("_modality", pa.string())
+"""Of what kinds a point was made (`image`, `image+text`), where a pipeline has pictures or video."""
 
 
-# --- templates --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """`"{title}\\n{description}"`: columns in braces, `{{` is a brace, NULL renders as nothing."""
-
-    parts: tuple[tuple[str, str | None], ...]
-    """Pairs of a literal and the column that follows it."""
-
-    @classmethod
-    def parse(cls, text: str, setting: str) -> Template:
-        try:
-            parsed = list(string.Formatter().parse(text))
-        except ValueError as error:
-            raise ConfigError(
-                f"{text!r}: {error}", setting=setting, hint="a brace itself is written {{ or }}"
-            ) from None
-        for _, name, spec, conversion in parsed:
-            if name is not None and (not name or spec or conversion):
-                raise ConfigError(
-                    f"{text!r}: braces hold a column's name and nothing else",
-                    setting=setting,
-                    hint="a brace itself is written {{ or }}",
-                )
-        return cls(tuple((literal, name) for literal, name, _, _ in parsed))
-
-    @property
-    def columns(self) -> list[str]:
-        return list(dict.fromkeys(name for _, name in self.parts if name is not None))
-
-    def render(self, rows: pa.RecordBatch) -> list[str]:
-        pieces: list[Sequence[str]] = []
-        for literal, name in self.parts:
-            if literal:
-                pieces.append([literal] * len(rows))
-            if name is not None:
-                pieces.append(as_text(rows.column(name)))
-        return ["".join(row) for row in zip(*pieces, strict=True)] if pieces else [""] * len(rows)
-
-
-def as_text(column: pa.Array) -> list[str]:
-    """Each value in its one fixed form: numbers plain, timestamps RFC 3339 UTC, lists as JSON, NULL as ''."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_floating(column.type):
-        column = pc.cast(column, pa.string())
-    values: list[Any] = column.to_pylist()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return ["" if value is None else value for value in values]
-    if pa.types.is_nested(column.type):
-        return ["" if value is None else orjson.dumps(value).decode() for value in values]
-    return ["" if value is None else canonical_value(value) for value in values]
-
-
-# --- the recipe -------------------------------------------------------------------------------------
+def no_media(places: Sequence[str]) -> dict[str, bytes | RowError]:
+    """Stamps of a recipe that may read nothing."""
+    return {place: RowError(f"{place!r} is not read here") for place in places}
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What rows become: for each vector's name, in the recipe's order, one text a row."""
+    """What rows become: for each vector's name, in the recipe's order, a content a row."""
 
-    texts: tuple[list[str], ...]
+    named: tuple[Rendering, ...]
     skipped: set[int]
     """Rows that have nothing to embed."""
     refused: dict[int, str]
-    """Rows that lack a content which they must have: row → reason."""
+    """Rows that lack a content or part which they must have, or whose media cannot be had: row → reason."""
 
     def contents(self, rows: Sequence[int]) -> list[tuple[Content, ...]]:
         """Of these rows, one content a name; an empty one has no vector."""
-        return [tuple(Content((Text(texts[row]),)) for texts in self.texts) for row in rows]
+        return [tuple(rendering.content(row) for rendering in self.named) for row in rows]
 
 
 class Recipe:
-    """Renders and hashes rows. `texts` are templates by the vector's name, one without a name or several named ones;
-    a row without the content of one in `required` is refused.
+    """Renders and hashes rows. `contents` say what each named vector is made from, or the one without a name.
 
     Raises ConfigError for columns that the source does not have, or not usably.
     """
 
     def __init__(
         self,
-        texts: Mapping[str, str],
+        contents: Mapping[str, ContentConfig],
         source: pa.Schema,
         chunker_digest: bytes = b"",
-        required: Collection[str] = (),
+        stamps: Stamps = no_media,
     ) -> None:
-        self.names = tuple(sorted(texts))
-        self._templates = [_template(texts[name], name, source) for name in self.names]
-        self._required = required
+        self.names = tuple(sorted(contents))
+        self._contents = [contents[name] for name in self.names]
+        self._ingredients = [_ingredients(contents[name], name, source) for name in self.names]
+        self._stamps = stamps
         self._chunker = chunker_digest
-        said = texts.get(UNNAMED) or orjson.dumps(texts, option=orjson.OPT_SORT_KEYS).decode()
-        self.fingerprint = hashlib.sha256(b"%s\0%s" % (chunker_digest, said.encode())).hexdigest()
+        said = {name: _said(config) for name, config in contents.items()}
+        only = said.get(UNNAMED)
+        words = only if isinstance(only, str) else orjson.dumps(said, option=orjson.OPT_SORT_KEYS).decode()
+        self.fingerprint = hashlib.sha256(b"%s\0%s" % (chunker_digest, words.encode())).hexdigest()
 
     @property
     def columns(self) -> list[str]:
-        return list(dict.fromkeys(name for template in self._templates for name in template.columns))
+        named = (ingredient for ingredients in self._ingredients for ingredient in ingredients)
+        each = (one.columns if isinstance(one, Template) else [one.name] for one in named)
+        return list(dict.fromkeys(name for names in each for name in names))
+
+    @property
+    def media(self) -> list[MediaColumn]:
+        return [one for found in self._ingredients for one in found if isinstance(one, MediaColumn)]
+
+    @property
+    def missing_fails(self) -> tuple[bool, ...]:
+        """By the vector's name: whether a row that lacks a part is refused."""
+        return tuple(config.missing_part == "fail" for config in self._contents)
 
     def render(self, rows: pa.RecordBatch) -> Rendered:
-        texts = tuple(template.render(rows) for template in self._templates)
-        empty = [{row for row, text in enumerate(found) if not text or text.isspace()} for found in texts]
+        named = tuple(
+            render(rows, ingredients, missing_fails=fails, stamps=self._stamps)
+            for ingredients, fails in zip(self._ingredients, self.missing_fails, strict=True)
+        )
         refused: dict[int, str] = {}
-        for name, missing in zip(self.names, empty, strict=True):
-            if missing and name in self._required:
+        empty = [rendering.empty() for rendering in named]
+        for name, config, rendering, missing in zip(self.names, self._contents, named, empty, strict=True):
+            refused.update(rendering.refused)
+            if missing and config.empty == "fail":
                 reason = f"its content {name!r} is empty" if name else "its content is empty"
                 refused.update(dict.fromkeys(sorted(missing), reason))
-        return Rendered(texts, set.intersection(*empty) - refused.keys(), refused)
+        return Rendered(named, set.intersection(*empty) - refused.keys(), refused)
 
     def hashes(self, rendered: Rendered) -> list[bytes]:
-        """identity.content_hash of each row's content, identity.named_content_hash of several. The frames are
-        written out, since every row of every run comes by here."""
-        sha256, pack = hashlib.sha256, struct.Struct("<Q").pack
-        if len(self.names) == 1 and self.names[0] == UNNAMED:
-            head = self._chunker + b"T"
-            return [sha256(head + pack(len(raw)) + raw).digest() for raw in map(str.encode, rendered.texts[0])]
-        heads = [b"N" + pack(len(raw)) + raw for raw in map(str.encode, self.names)]
-        hashes = []
-        for row in zip(*rendered.texts, strict=True):
-            digest = sha256()
-            for head, text in zip(heads, row, strict=True):
-                raw = text.encode()
-                digest.update(head + pack(len(raw) + 9) + b"T" + pack(len(raw)) + raw)
-            hashes.append(digest.digest())
-        return hashes
+        """identity.content_hash of each row's content, identity.named_content_hash of several."""
+        canonical = [rendering.canonical() for rendering in rendered.named]
+        if self.names == (UNNAMED,):
+            return [content_hash(self._chunker, content) for content in canonical[0]]
+        return [named_content_hash(dict(zip(self.names, row, strict=True))) for row in zip(*canonical, strict=True)]
 
 
-def _template(text: str, name: str, source: pa.Schema) -> Template:
-    setting = f"content.{name}.text" if name else "content.text"
+def _said(config: ContentConfig) -> Any:
+    """The parts as they are declared; of text alone just its template, which is what fingerprints have always been."""
+    if config.parts == ("text",):
+        return config.text
+    return [[kind, getattr(config, kind)] for kind in config.parts]
+
+
+def _ingredients(config: ContentConfig, name: str, source: pa.Schema) -> list[Ingredient]:
+    found: list[Ingredient] = []
+    for kind in config.parts:
+        setting = f"content.{name}.{kind}" if name else f"content.{kind}"
+        said = getattr(config, kind)
+        if kind == "text":
+            found.append(_template(said, setting, source))
+        else:
+            columns = [said] if isinstance(said, str) else said
+            found += [_media_column(MediaColumn(kind, column), setting, source) for column in columns]
+    return found
+
+
+def _media_column(column: MediaColumn, setting: str, source: pa.Schema) -> MediaColumn:
+    kind = column_of(source, column.name, setting).type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    fits = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if not any(fit(kind) for fit in fits):
+        raise ConfigError(
+            f"column {column.name!r} of type {kind} holds no {column.modality}",
+            setting=setting,
+            hint="name a column of bytes, or of text with paths or URLs, or of lists of them",
+        )
+    return column
+
+
+def _template(text: str, setting: str, source: pa.Schema) -> Template:
     template = Template.parse(text, setting)
     for column in template.columns:
         kind = column_of(source, column, setting).type
@@ -171,17 +162,17 @@ def _template(text: str, name: str, source: pa.Schema) -> Template:
 class PayloadRecipe:
     """One sink's payload: which columns, their canonical types, and the hash of each row's values."""
 
-    def __init__(self, names: list[str], source: pa.Schema, *, store_text: bool) -> None:
+    def __init__(self, names: list[str], source: pa.Schema, *, store_text: bool, modality: bool = False) -> None:
         for name in names:
             column_of(source, name, "sink.payload")
         plain = payload_schema(source, names)
         self._plain = plain
-        self.schema = plain.append(TEXT_FIELD) if store_text else plain
-        self.store_text = store_text
+        self.schema = pa.schema([*plain, *[TEXT_FIELD] * store_text, *[MODALITY_FIELD] * modality])
+        self.store_text, self.modality = store_text, modality
         self._base = hashlib.sha256(orjson.dumps([(f.name, str(f.type)) for f in self.schema]))
 
     def columns(self, rows: pa.RecordBatch) -> list[pa.Array]:
-        """The payload columns of the rows (without `_text`), in their canonical types."""
+        """The payload columns of the rows (without `_text` and `_modality`), in their canonical types."""
         return [payload_column(rows.column(field.name), field.type) for field in self._plain]
 
     def hashes(self, rows: pa.RecordBatch) -> list[bytes]:

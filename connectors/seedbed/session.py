@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,14 +14,27 @@ from seedbed import registry
 from seedbed.cache import VectorCache, parse_size
 from seedbed.declaration import Declaration, SinkConfig, settings
 from seedbed.diff import Fetch
-from seedbed.errors import ConfigError
+from seedbed.errors import ConfigError, RowError
 from seedbed.ledger import Ledger, open_ledger
 from seedbed.prices import Prices
-from seedbed.protocols import CanCountTokens, CanFetch, CanSpend, CollectionSpec, Embedder, Sink, Source, Usage
+from seedbed.protocols import (
+    UNNAMED,
+    CanCountTokens,
+    CanFetch,
+    CanSpend,
+    CollectionSpec,
+    Embedder,
+    Sink,
+    Source,
+    Usage,
+    modalities,
+)
 from seedbed.recipe import PayloadRecipe, Recipe
 
 if TYPE_CHECKING:
     from seedbed.chunk import Chunker
+    from seedbed.media.library import Library
+    from seedbed.media.loading import Loading
 
 
 @dataclass(slots=True)
@@ -133,17 +147,48 @@ class Session:
     @cached_property
     def recipe(self) -> Recipe:
         digest = self.chunker.digest if self.chunker else b""
-        contents = self.declaration.content
-        templates = {name: content.text for name, content in contents.items()}
-        required = [name for name, content in contents.items() if content.empty == "fail"]
-        return Recipe(templates, self.source.schema(), digest, required)
+        recipe = Recipe(self.declaration.content, self.source.schema(), digest, self._stamps)
+        takes = modalities(self.embedder)
+        for column in recipe.media:
+            if column.modality not in takes:
+                known = " and ".join(sorted(takes))
+                raise ConfigError(
+                    f"{self.declaration.embedder.url} takes {known}, but {column.name!r} is declared as "
+                    f"{column.modality}",
+                    setting="embedder.url",
+                    hint="name an embedder of several kinds: local:Qwen/Qwen3-VL-Embedding-2B, ark:…, conse:minilm",
+                )
+        return recipe
+
+    def _stamps(self, places: Sequence[str]) -> Mapping[str, bytes | RowError]:
+        return self.library.stamps(places)
+
+    @cached_property
+    def library(self) -> Library:
+        """Where the rows' media are read and fetched from."""
+        from seedbed.media.library import Library
+        from seedbed.media.settings import whence
+
+        library = Library(whence(self.declaration.media))
+        self._stack.callback(library.close)
+        return library
+
+    @cached_property
+    def loading(self) -> Loading | None:
+        """How works' media are brought here; None where there are none."""
+        if not self.recipe.media:
+            return None
+        from seedbed.media.loading import Loading
+
+        return Loading(self.library.load, self.cache, self.embedder.space.digest, self.recipe.missing_fails)
 
     @cached_property
     def outlets(self) -> list[Outlet]:
         return [self._outlet(number, config) for number, config in enumerate(self.declaration.sink)]
 
     def _outlet(self, number: int, config: SinkConfig) -> Outlet:
-        payload = PayloadRecipe(config.payload, self.source.schema(), store_text=config.store_text)
+        media = UNNAMED in self.recipe.names and bool(self.recipe.media)
+        payload = PayloadRecipe(config.payload, self.source.schema(), store_text=config.store_text, modality=media)
         spec = CollectionSpec(
             name=config.collection,
             pipeline=self.declaration.name,

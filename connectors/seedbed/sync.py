@@ -248,7 +248,13 @@ class _Run:
         )
         read = ahead(pages, depth=1)
         works = ahead(_batched(self._read(read, spool, derive=derive)))
-        with closing(read), closing(works), closing(ahead(self._intended(stage.each(works)), depth=1)) as batches:
+        loaded = ahead(self._session.loading.each(works), depth=1) if self._session.loading else works
+        with (
+            closing(read),
+            closing(works),
+            closing(loaded),
+            closing(ahead(self._intended(stage.each(loaded)), depth=1)) as batches,
+        ):
             for batch in batches:
                 self._write(batch)
                 self._progress(self._report)

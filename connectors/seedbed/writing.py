@@ -126,6 +126,8 @@ class SinkWriter:
         if self._payload.store_text:
             texts = [whole_text(work.contents[row])[slice(*span)] for row, span in zip(of_row, spans, strict=True)]
             columns.append(pa.array(texts, pa.string()))
+        if self._payload.modality:
+            columns.append(pa.array([work.contents[row][0].modality for row in of_row], pa.string()))
         dimensions = batch.vectors[0].shape[1] if vectors else None
         return pa.RecordBatch.from_arrays(columns, schema=point_schema(dimensions, self._payload.schema, self._names))
 

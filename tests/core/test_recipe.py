@@ -8,9 +8,11 @@ import pyarrow as pa
 import pytest
 
 from seedbed.content import Content
+from seedbed.declaration import ContentConfig
 from seedbed.errors import ConfigError
 from seedbed.identity import content_hash, named_content_hash
-from seedbed.recipe import PayloadRecipe, Recipe, Template
+from seedbed.recipe import PayloadRecipe, Recipe
+from seedbed.template import Template
 
 
 def batch(**columns: Any) -> pa.RecordBatch:
@@ -44,9 +46,13 @@ def test_a_wrong_template_is_refused(template: str) -> None:
     assert caught.value.setting == "content.text"
 
 
+def declared(text: str = "", **named: str) -> dict[str, ContentConfig]:
+    return {name: ContentConfig(text=said) for name, said in (named or {"": text}).items()}
+
+
 def test_a_missing_column_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="titel") as caught:
-        Recipe({"": "{titel}"}, batch(title=["x"]).schema)
+        Recipe(declared("{titel}"), batch(title=["x"]).schema)
     assert "title" in (caught.value.hint or "")
     with pytest.raises(ConfigError) as caught:
         PayloadRecipe(["titel"], batch(title=["x"]).schema, store_text=False)
@@ -55,8 +61,8 @@ def test_a_missing_column_names_the_nearest() -> None:
 
 def test_named_contents_are_hashed_by_name_in_whatever_order_they_stand() -> None:
     rows = batch(a=["x", "", " "], b=["y", "z", ""])
-    one = Recipe({"title": "{a}", "body": "{b}"}, rows.schema)
-    other = Recipe({"body": "{b}", "title": "{a}"}, rows.schema)
+    one = Recipe(declared(title="{a}", body="{b}"), rows.schema)
+    other = Recipe(declared(body="{b}", title="{a}"), rows.schema)
     rendered = one.render(rows)
     assert one.names == ("body", "title")
     assert (rendered.skipped, rendered.refused) == ({2}, {})
@@ -64,10 +70,11 @@ def test_named_contents_are_hashed_by_name_in_whatever_order_they_stand() -> Non
     assert one.hashes(rendered) == other.hashes(other.render(rows))
     assert one.hashes(rendered)[0] == named_content_hash(wanted)
     assert one.fingerprint == other.fingerprint
-    swapped = Recipe({"title": "{b}", "body": "{a}"}, rows.schema)
+    swapped = Recipe(declared(title="{b}", body="{a}"), rows.schema)
     assert swapped.hashes(swapped.render(rows))[0] != named_content_hash(wanted)
     assert [[content.empty for content in row] for row in rendered.contents([0, 1])] == [[False, False], [False, True]]
-    strict = Recipe({"title": "{a}", "body": "{b}"}, rows.schema, required=["title"]).render(rows)
+    strict_title = {**declared(body="{b}"), "title": ContentConfig(text="{a}", empty="fail")}
+    strict = Recipe(strict_title, rows.schema).render(rows)
     assert (strict.skipped, strict.refused) == (set(), dict.fromkeys((1, 2), "its content 'title' is empty"))
 
 
@@ -80,7 +87,7 @@ def test_payload_that_cannot_be_is_refused(columns: dict[str, Any]) -> None:
 
 def test_the_chunker_changes_content_hashes_and_the_payload_list_payload_hashes() -> None:
     rows = batch(a=["x", "y"], b=[1.0, float("nan")])
-    plain, chunked = Recipe({"": "{a}"}, rows.schema), Recipe({"": "{a}"}, rows.schema, b"400/40")
+    plain, chunked = Recipe(declared("{a}"), rows.schema), Recipe(declared("{a}"), rows.schema, b"400/40")
     rendered = plain.render(rows)
     hashes = [content_hash(b"", Content.of(text).canonical()) for text in ("x", "y")]
     assert plain.hashes(rendered) == hashes

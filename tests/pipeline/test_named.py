@@ -122,7 +122,7 @@ def test_the_ledger_is_rebuilt_from_the_collection(make: Make, table: psycopg.Co
         ({"content": {"text": "{title}", "plot": {"text": "{plot}"}}}, "content.text", "itself and names vectors too"),
         ({"content": {"Plot!": {"text": "{plot}"}}}, "content.Plot!", "no vector's name"),
         ({"content": {"plot": {"texts": "{plot}"}}}, "content.plot.texts", "unknown setting"),
-        ({"content": {"plot": {}}}, "content", "missing required field `text`"),
+        ({"content": {"plot": {}}}, "content.plot", "a content needs text"),
         ({"chunk": {"tokens": 10}}, "chunk", "cannot be cut into chunks"),
     ],
 )

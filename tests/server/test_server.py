@@ -135,7 +135,7 @@ def test_callers_share_calls(server: str) -> None:
         ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format"),
         ({"input": ["fine", "poison"]}, 422, "input"),
         ({"input": ["fine", "notfinite"]}, 422, "input"),
-        (b'"' + b"x" * (17 << 20) + b'"', 413, None),
+        (b'"' + b"x" * (65 << 20) + b'"', 413, None),
     ],
 )
 def test_bad_requests_are_named(server: str, body: Any, status: int, param: str | None) -> None:

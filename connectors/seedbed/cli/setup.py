@@ -79,6 +79,8 @@ def demo(folder: Path) -> None:
 @click.option("--money", default=0.0, type=click.FloatRange(0), help="At most so much a day, by --price.")
 @click.option("--price", default=0.0, type=click.FloatRange(0), help="Of a million tokens.")
 @click.option("--ledger", help="A Postgres that keeps limits and budget for all servers that name it.")
+@click.option("--allow-host", "allow_hosts", multiple=True, help="Fetch pictures from this host of a private network.")
+@click.option("--max-media", default="20MB", show_default=True, help="The most that a picture or video may have.")
 @click.option("--rpm", type=click.IntRange(0), help="Of a service, requests a minute; 0 for no limit.")
 @click.option("--tpm", type=click.IntRange(0), help="Of a service, tokens a minute; 0 for no limit.")
 @click.option("--family", help="The model behind an account's endpoint.")

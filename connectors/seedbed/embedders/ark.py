@@ -1,19 +1,20 @@
 """`ark:MODEL`: Seed-1.6-Embedding and its successors by the Volcengine Ark API (BytePlus ModelArk abroad).
 
 All parts of one request's `input` become ONE vector, so a request carries one content and throughput comes from many
-beside one another. Options of the URL: `endpoint` (another host), `in_flight` (64), `seconds` (60, of one request).
+beside one another. Options of the URL: `endpoint` (another host), `in_flight` (64), `seconds` (60, of one request),
+`target` (of what kinds the documents are that queries look for, as `text/image`: later models want to know).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
-from seedbed.content import Content, Kind
+from seedbed.content import MODALITIES, Content, Image, Kind, Text, Video
 from seedbed.embedders.account import Account, LocalKeeper
 from seedbed.embedders.ark_models import FAMILIES, Prompting, family_of
 from seedbed.embedders.calls import Again, Answer, Calls, Overloaded, RateLimited
@@ -21,7 +22,7 @@ from seedbed.embedders.estimate import most_tokens, tokens_of
 from seedbed.embedders.options import Options, RemoteSettings
 from seedbed.embedders.remote import RemoteEmbedder, account_name
 from seedbed.embedders.reply import Reply, headers_of
-from seedbed.embedders.wire import body_of, checked, decoded, no_answer, said, start_of
+from seedbed.embedders.wire import body_of, checked, decoded, media_part, no_answer, said, start_of
 from seedbed.errors import ConfigError, Fatal, RowError, SeedbedError
 from seedbed.identity import Space
 from seedbed.protocols import Usage
@@ -34,7 +35,7 @@ _PROFILE = 1
 def ark(url: str, settings: Mapping[str, Any]) -> RemoteEmbedder:
     """The embedder of an `ark:` URL. Settings: dimensions, instruction, query_instruction, family, api_key (else the
     environment's ARK_API_KEY), rpm, tpm. Raises ConfigError."""
-    options = Options.parse(url, ("endpoint", "in_flight", "seconds"))
+    options = Options.parse(url, ("endpoint", "in_flight", "seconds", "target"))
     found = RemoteSettings.read(settings)
     name = family_of(options.target, found.family)
     family = FAMILIES[name]
@@ -46,7 +47,7 @@ def ark(url: str, settings: Mapping[str, Any]) -> RemoteEmbedder:
     key = found.api_key or os.environ.get("ARK_API_KEY")
     endpoint = (options.text("endpoint") or family.endpoint).rstrip("/")
     space = Space(f"ark:{name}", "1", found.dimensions or max(family.dimensions), found.instruction, _PROFILE)
-    api = ArkApi(endpoint, options.target, name, space.dimensions, found)
+    api = ArkApi(endpoint, options.target, name, space.dimensions, found, options.text("target") or "text")
     account = Account(
         account_name(endpoint, name, key),
         LocalKeeper(),
@@ -70,27 +71,50 @@ def ark(url: str, settings: Mapping[str, Any]) -> RemoteEmbedder:
 class ArkApi:
     """As calls.Api."""
 
-    def __init__(self, endpoint: str, model: str, family: str, dimensions: int, settings: RemoteSettings) -> None:
+    takes: frozenset[str] = frozenset(MODALITIES)
+
+    def __init__(
+        self, endpoint: str, model: str, family: str, dimensions: int, settings: RemoteSettings, target: str
+    ) -> None:
         self.url = f"{endpoint}/embeddings/multimodal"
         self._model, self._family, self._dimensions = model, family, dimensions
         kinds: tuple[Kind, Kind] = ("document", "query")
-        self._prompting = {kind: Prompting.of(FAMILIES[family], settings, kind) for kind in kinds}
+        self._prompting = {kind: Prompting.of(FAMILIES[family], settings, kind, target) for kind in kinds}
         self._base64 = True
 
     def groups(self, contents: Sequence[Content]) -> list[list[int]]:
         return [[number] for number in range(len(contents))]
 
+    async def prepared(self, content: Content) -> Content:
+        if not content.media:
+            return content
+        from seedbed.embedders.ark_media import prepared
+
+        return await prepared(content)
+
     def request(self, contents: Sequence[Content], kind: Kind) -> bytes:
         prompting = self._prompting[kind]
         asked: dict[str, Any] = {
             "model": self._model,
-            "input": [{"type": "text", "text": prompting.text(contents[0].text)}],
+            "input": list(self._parts(contents[0], prompting)),
             "dimensions": self._dimensions,
             "encoding_format": "base64" if self._base64 else "float",
         }
         if prompting.instructions is not None:
-            asked["instructions"] = prompting.instructions
+            asked["instructions"] = prompting.instructions.replace("{}", contents[0].modality.replace("+", " and "))
         return body_of(asked)
+
+    @staticmethod
+    def _parts(content: Content, prompting: Prompting) -> Iterator[dict[str, Any]]:
+        """In their order; the task stands before the first text."""
+        before = True
+        for part in content.parts:
+            if isinstance(part, Text):
+                text = prompting.text(part.text) if before else part.text
+                before = False
+                yield {"type": "text", "text": text}
+            elif isinstance(part, Image | Video):
+                yield media_part(part)
 
     def answer(self, body: bytes, count: int) -> Answer:
         try:
@@ -124,10 +148,18 @@ class ArkApi:
         return classified(reply.status, code, message or start_of(reply.body), self._model)
 
     def estimate(self, content: Content, kind: Kind) -> float:
-        return tokens_of(content.text) + self._beside(kind)
+        return tokens_of(content.text) + self._beside(kind) + self._media(content, most=False)
 
     def most(self, content: Content, kind: Kind) -> tuple[float, float]:
-        return most_tokens(content.text) + self._beside(kind) + 2 * _OVERHEAD, 0.0
+        return most_tokens(content.text) + self._beside(kind) + 2 * _OVERHEAD, self._media(content, most=True)
+
+    @staticmethod
+    def _media(content: Content, *, most: bool) -> float:
+        if not content.media:
+            return 0.0
+        from seedbed.embedders import ark_media
+
+        return ark_media.most_tokens(content) if most else ark_media.tokens(content)
 
     def _beside(self, kind: Kind) -> float:
         prompting = self._prompting[kind]

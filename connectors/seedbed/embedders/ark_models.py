@@ -67,20 +67,21 @@ def family_of(model: str, named: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Prompting:
-    """What goes before a text of one kind, and what into the field `instructions`."""
+    """What goes before a text of one kind, and what into the field `instructions`, where `{}` stands for the kinds that
+    a content is of."""
 
     prefix: str = ""
     instructions: str | None = None
 
     @classmethod
-    def of(cls, family: Family, settings: RemoteSettings, kind: Kind) -> Prompting:
-        """`Target_modality` names the kinds of the documents: text, as long as contents are text alone."""
+    def of(cls, family: Family, settings: RemoteSettings, kind: Kind, target: str = "text") -> Prompting:
+        """`target` names the kinds of the documents."""
         said = settings.instruction if kind == "document" else settings.query_instruction
         if family.prompting == "prefix":
             return cls(said or ("" if kind == "document" else QUERY_PREFIX))
         if kind == "document":
-            return cls(instructions=f"Instruction:{said or 'Compress the text into one word.'}\nQuery:")
-        return cls(instructions=f"Target_modality: text.\nInstruction:{said or QUERY_PREFIX}\nQuery:")
+            return cls(instructions=f"Instruction:{said or 'Compress the {} into one word.'}\nQuery:")
+        return cls(instructions=f"Target_modality: {target}.\nInstruction:{said or QUERY_PREFIX}\nQuery:")
 
     def text(self, text: str) -> str:
         return self.prefix.replace("{text}", text) if "{text}" in self.prefix else self.prefix + text

@@ -24,6 +24,7 @@ from seedbed.embedders.budget import Budget
 from seedbed.embedders.reply import Reply
 from seedbed.embedders.wire import NO_UNICODE
 from seedbed.errors import RowError, SeedbedError, Transient
+from seedbed.loop import LoopThread
 from seedbed.protocols import Usage, Vectors
 
 _TRIES = 5
@@ -64,13 +65,18 @@ class Api(Protocol):
     """One service's way of speaking."""
 
     url: str
+    takes: frozenset[str]
 
     def groups(self, contents: Sequence[Content]) -> list[list[int]]:
         """Which contents go into one request."""
         ...
 
+    async def prepared(self, content: Content) -> Content:
+        """As the service takes it. Raises RowError for what it does not."""
+        ...
+
     def request(self, contents: Sequence[Content], kind: Kind) -> bytes:
-        """Raises RowError for what JSON cannot say."""
+        """Of prepared contents. Raises RowError for what JSON cannot say."""
         ...
 
     def answer(self, body: bytes, count: int) -> Answer:
@@ -163,7 +169,7 @@ class Calls:
         self.budget: Budget | None = None
         self._usage = usage
         self._most = in_flight
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: LoopThread | None = None
         self._guard = threading.Lock()
         self._flying: dict[tuple[str, bytes], asyncio.Future[Answer]] = {}
         self._requests = 0
@@ -178,7 +184,7 @@ class Calls:
         those that were in flight came in. Closing the iterator gives up what was not yet sent."""
         found: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
         halt = threading.Event()
-        job = asyncio.run_coroutine_threadsafe(self._job(contents, kind, found.put, halt), self._running())
+        job = self._running().run(self._job(contents, kind, found.put, halt))
         job.add_done_callback(lambda done: found.put(None if done.cancelled() else done.exception()))
         try:
             yield from _gathered(found)
@@ -187,35 +193,27 @@ class Calls:
 
     def submit(self, content: Content, kind: Kind) -> Future[Answer]:
         """One content's answer; raises RowError, Transient, Fatal, Refused from the future."""
-        return asyncio.run_coroutine_threadsafe(self._shared([content], kind), self._running())
+        return self._running().run(self._shared([content], kind))
 
     def get(self, url: str) -> Reply:
         """A plain question to the same server. Raises Transient."""
-        return asyncio.run_coroutine_threadsafe(self._get(url), self._running()).result()
+        return self._running().run(self._get(url)).result()
 
     def close(self) -> None:
         """Ends the loop; what is in flight is given up."""
         with self._guard:
             loop, self._loop = self._loop, None
         if loop is not None:
-            asyncio.run_coroutine_threadsafe(self._end(), loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            loop.close()
+            loop.close(self._transport.close())
         if self.budget is not None:
             self.budget.close()
         self.account.keeper.close()
 
-    def _running(self) -> asyncio.AbstractEventLoop:
+    def _running(self) -> LoopThread:
         with self._guard:
             if self._loop is None:
-                # These take a third of a second to import, which a run that embeds nothing need not wait for.
-                import uvloop
-
-                loop = uvloop.new_event_loop()
-                self._thread = threading.Thread(target=loop.run_forever, name="seedbed-calls", daemon=True)
-                self._thread.start()
-                asyncio.run_coroutine_threadsafe(self._begin(), loop).result()
+                loop = LoopThread("seedbed-calls")
+                loop.run(self._begin()).result()
                 self._loop = loop
             return self._loop
 
@@ -235,13 +233,6 @@ class Calls:
             except Transient:
                 await asyncio.sleep(random.uniform(0, _FIRST_WAIT * 2**number))
         return await self._transport.get(url)
-
-    async def _end(self) -> None:
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._transport.close()
 
     async def _job(
         self, contents: Sequence[Content], kind: Kind, put: Callable[[Outcome], None], halt: threading.Event
@@ -294,7 +285,8 @@ class Calls:
             flying.add_done_callback(lambda _: self._flying.pop(name, None))
         return await asyncio.shield(flying)
 
-    async def _ask(self, contents: list[Content], kind: Kind) -> Answer:
+    async def _ask(self, given: list[Content], kind: Kind) -> Answer:
+        contents = [await self._api.prepared(content) for content in given]
         estimate = sum(self._api.estimate(content, kind) for content in contents)
         reserved = _sum(self._api.most(content, kind) for content in contents)
         # It may be another's turn by the time of the answer: a gateway has one a day.

@@ -1,5 +1,6 @@
 """`hash:N`: unit vectors from hashed character 4-grams, for tests and benchmarks. No model, no meaning:
-texts that share spelling are near. The same on every machine and in every version, pinned by golden vectors.
+texts that share spelling are near. The same on every machine and in every version, pinned by golden vectors. Pictures
+and video are not looked into: the same bytes are the same vector.
 
 Options, for fault tests: `refuse=WORD` refuses contents that hold WORD, `nan=WORD` gives them NaN vectors,
 `fail=WORD` raises Transient (at most `failures=N` times), `latency=SECONDS` is slept once a call.
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seedbed.content import Content, Kind
+from seedbed.content import MODALITIES, Content, Kind
 from seedbed.embedders.options import Options, Settings
 from seedbed.errors import ConfigError, ContentsRefused, Transient
 from seedbed.identity import Space
@@ -51,6 +52,10 @@ class HashEmbedder:
         return self._space
 
     @property
+    def takes(self) -> frozenset[str]:
+        return frozenset(MODALITIES)
+
+    @property
     def usage(self) -> Usage:
         return self._usage
 
@@ -58,7 +63,10 @@ class HashEmbedder:
         """float32 (n, dimensions), unit length. Raises ContentsRefused for lone surrogates."""
         if not contents:
             return np.zeros((0, self._space.dimensions), np.float32)
-        prompts = self._settings.prompts(contents, kind)
+        prompts = [
+            " ".join([prompt, *(part.digest.hex() for part in content.media)])
+            for prompt, content in zip(self._settings.prompts(contents, kind), contents, strict=True)
+        ]
         self._fault(prompts)
         encoded, refused = self._encode(prompts)
         vectors = hashed(encoded, self._full)[:, : self._space.dimensions]

@@ -13,19 +13,21 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
-from seedbed.content import Content, Kind
+from seedbed.content import Content, Kind, Reference, Text
 from seedbed.embedders.account import Account, LocalKeeper
 from seedbed.embedders.calls import Again, Answer, Calls, Overloaded, RateLimited
 from seedbed.embedders.estimate import most_tokens, tokens_of
 from seedbed.embedders.options import Options, RemoteSettings
 from seedbed.embedders.remote import RemoteEmbedder, account_name
 from seedbed.embedders.reply import Reply, headers_of
-from seedbed.embedders.wire import body_of, checked, decoded, no_answer, said
+from seedbed.embedders.wire import body_of, checked, decoded, media_part, no_answer, said
 from seedbed.errors import ConfigError, Fatal, RowError, SeedbedError, Transient
 from seedbed.identity import Space
 from seedbed.protocols import Usage
 
 _PROBE = Content.of("probe")
+_MEDIA_BYTES = 8_000_000
+"""Of pictures in one request."""
 
 
 def http(url: str, settings: Mapping[str, Any]) -> RemoteEmbedder:
@@ -59,32 +61,33 @@ class OpenAiApi:
         self._base, self._settings, self._batch = base, settings, batch
         self._dimensions = settings.dimensions
         self._seedbed = False
+        self.takes: frozenset[str] = frozenset({"text"})
         self._base64 = True
 
     def learn(self, calls: Calls) -> Space:
         """The space, by asking the server. Raises Transient, Fatal, ConfigError."""
         told = self._readyz(calls)
         if told is not None:
-            return self._of_seedbed(told)
+            return self._of_seedbed(*told)
         if self.model is None:
             self.model = self._first_model(calls)
         if self._dimensions is None:
             self._dimensions = calls.submit(_PROBE, "document").result().vectors.shape[1]
         return Space(f"http:{self.model}", "1", self._dimensions, self._settings.instruction)
 
-    def _readyz(self, calls: Calls) -> Space | None:
-        """What Seedbed's own server tells of itself."""
+    def _readyz(self, calls: Calls) -> tuple[Space, frozenset[str]] | None:
+        """What Seedbed's own server tells of itself: its space, and the kinds that it takes."""
         place = urlsplit(self._base)
         reply = calls.get(f"{place.scheme}://{place.netloc}/readyz")
         try:
             told = orjson.loads(reply.body)
             if reply.status == 503 and told.get("status") == "loading":
                 raise Transient(f"{self._base}: the server loads its model", setting="embedder.url")
-            return Space.from_json(orjson.dumps(told["space"]).decode())
+            return Space.from_json(orjson.dumps(told["space"]).decode()), frozenset(told.get("takes", ["text"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def _of_seedbed(self, space: Space) -> Space:
+    def _of_seedbed(self, space: Space, takes: frozenset[str]) -> Space:
         if self._settings.instruction or self._settings.query_instruction:
             raise ConfigError(
                 "a Seedbed server puts its own instructions before texts",
@@ -98,6 +101,7 @@ class OpenAiApi:
                 hint="give --dimensions to `seedbed serve`",
             )
         self._seedbed, self._dimensions = True, space.dimensions
+        self.takes = takes
         return space
 
     def _first_model(self, calls: Calls) -> str:
@@ -114,12 +118,27 @@ class OpenAiApi:
             ) from None
 
     def groups(self, contents: Sequence[Content]) -> list[list[int]]:
-        """Texts of about the same length together: what a server pads is paid for."""
-        order = sorted(range(len(contents)), key=lambda number: len(contents[number].text))
-        return [order[start : start + self._batch] for start in range(0, len(order), self._batch)]
+        """Texts of about the same length together: what a server pads is paid for. Of media no more than a request's
+        body may hold."""
+        found, size = list[list[int]](), 0
+        for number in sorted(range(len(contents)), key=lambda number: len(contents[number].text)):
+            bytes_ = sum(len(part.data) for part in contents[number].media)
+            if not found or len(found[-1]) >= self._batch or (found[-1] and size + bytes_ > _MEDIA_BYTES):
+                found.append([])
+                size = 0
+            found[-1].append(number)
+            size += bytes_
+        return found
+
+    async def prepared(self, content: Content) -> Content:
+        if content.media and not self._seedbed:
+            raise RowError("this server takes text alone")
+        return content
 
     def request(self, contents: Sequence[Content], kind: Kind) -> bytes:
-        asked: dict[str, Any] = {"input": self._settings.prompts(contents, kind)}
+        prompts = self._settings.prompts(contents, kind)
+        mixed = [_parts(content) if content.media else text for content, text in zip(contents, prompts, strict=True)]
+        asked: dict[str, Any] = {"input": mixed}
         if self.model is not None:
             asked["model"] = self.model
         if self._base64:
@@ -168,7 +187,17 @@ class OpenAiApi:
         return Fatal(words, setting="embedder.url")
 
     def estimate(self, content: Content, kind: Kind) -> float:
+        """Of text alone: what a picture costs only the server knows."""
         return 2 + sum(map(tokens_of, self._settings.prompts([content], kind)))
 
     def most(self, content: Content, kind: Kind) -> tuple[float, float]:
         return 8.0 + sum(map(most_tokens, self._settings.prompts([content], kind))), 0.0
+
+
+def _parts(content: Content) -> list[dict[str, Any]]:
+    """An input of Seedbed's server that is more than text: its parts, as Ark's API has them."""
+    return [
+        {"type": "text", "text": part.text} if isinstance(part, Text) else media_part(part)
+        for part in content.parts
+        if not isinstance(part, Reference)
+    ]

@@ -41,6 +41,11 @@ class RemoteEmbedder:
         return self._learn()
 
     @property
+    def takes(self) -> frozenset[str]:
+        _ = self.space  # some services are asked what they are
+        return self._api.takes
+
+    @property
     def usage(self) -> Usage:
         return self._usage
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import orjson
 
+from seedbed.content import Image, Video
 from seedbed.errors import Fatal, RowError, Transient
+from seedbed.media.kinds import beginning, picture_type, video_type
 from seedbed.protocols import Vectors
 
 NO_UNICODE = "the text holds a lone surrogate, which is no Unicode character"
@@ -20,6 +22,16 @@ def body_of(asked: dict[str, Any]) -> bytes:
         return orjson.dumps(asked)
     except orjson.JSONEncodeError:
         raise RowError(NO_UNICODE) from None
+
+
+def media_part(part: Image | Video) -> dict[str, Any]:
+    """A picture or video as a part of a request: a data URL of what its bytes are. Raises RowError for other bytes."""
+    kind = part.modality
+    mime = picture_type(part.data) if kind == "image" else video_type(part.data)
+    if mime is None:
+        raise RowError(f"this is no {kind}: it begins with {beginning(part.data)}")
+    url = f"data:{mime};base64,{base64.b64encode(part.data).decode()}"
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
 
 
 def decoded(made: Any) -> Vectors:

@@ -17,7 +17,8 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Task(Protocol[R_co]):
-    limits: Limits
+    @property
+    def limits(self) -> Limits: ...
 
     def __call__(self, data: bytes) -> R_co:
         """Raises RowError."""

@@ -23,7 +23,8 @@ STOP_SECONDS = 30
 class ServeOptions:
     """Of a server for many. `api_keys` is a file of `NAME KEY`; `cache` the most that the shared vectors take;
     `batch_tokens` about the most that one call of a model takes; `log` is json or off; `tokens`, `money` (with `price`
-    a million tokens) and `ledger` as governing.Governor."""
+    a million tokens) and `ledger` as governing.Governor; pictures and video are fetched from the public web and
+    `allow_hosts`, at most `max_media` each."""
 
     api_keys: Path | None = None
     cache: str = "256MB"
@@ -33,6 +34,8 @@ class ServeOptions:
     money: float = 0.0
     price: float = 0.0
     ledger: str | None = None
+    allow_hosts: tuple[str, ...] = ()
+    max_media: str = "20MB"
 
 
 def _shown(url: str) -> str:
@@ -58,6 +61,8 @@ def run(
     try:
         import uvicorn
 
+        from seedbed.media.fetch import Rules
+        from seedbed.media.library import Library, Whence
         from seedbed.server.app import create_app
         from seedbed.server.batching import Batcher
         from seedbed.server.callers import Callers
@@ -74,7 +79,9 @@ def run(
     governor = Governor(told.tokens, told.money, Prices(told.price), told.ledger)
     governor.check()
     batcher = Batcher(lambda: registry.embedder(url, **settings), tokens=told.batch_tokens)
-    service = Service(batcher, cache_bytes=parse_size(told.cache, "--cache"), governor=governor)
+    rules = Rules(allowed=told.allow_hosts, most_bytes=parse_size(told.max_media, "--max-media"))
+    cache, library = parse_size(told.cache, "--cache"), Library(Whence(rules=rules))
+    service = Service(batcher, cache_bytes=cache, governor=governor, library=library)
     app = create_app(service, _shown(url), callers, log=told.log == "json")
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS)

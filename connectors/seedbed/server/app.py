@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from seedbed.errors import SeedbedError
+from seedbed.protocols import modalities
 from seedbed.server.ark_dialect import Ark
 from seedbed.server.callers import Callers
-from seedbed.server.dialect import Dialect, NotReady, TooLarge
+from seedbed.server.dialect import Dialect, NotReady, Tokens, TooLarge
 from seedbed.server.openai_dialect import OpenAi
 from seedbed.server.service import Service
 from seedbed.server.telling import Telling, Told
@@ -41,10 +42,11 @@ def create_app(service: Service, model: str, callers: Callers | None = None, *, 
 
     async def readyz(request: Request) -> Response:
         try:
-            space = service.embedder.space
+            embedder = service.embedder
+            space, takes = embedder.space, sorted(modalities(embedder))
         except NotReady:
             return JSONResponse({"status": "loading"}, status_code=503)
-        return JSONResponse({"status": "ready", "space": orjson.loads(space.to_json())})
+        return JSONResponse({"status": "ready", "space": orjson.loads(space.to_json()), "takes": takes})
 
     async def metrics(request: Request) -> Response:
         return Response(telling.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -63,15 +65,16 @@ def create_app(service: Service, model: str, callers: Callers | None = None, *, 
 
 def _endpoint(service: Service, dialect: Dialect, callers: Callers, telling: Telling) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        started, caller, inputs, tokens = time.perf_counter(), "", 0, 0
+        started, caller, inputs, tokens = time.perf_counter(), "", 0, Tokens()
         try:
             caller = callers.name(request.headers.get("authorization"))
             asked = dialect.read(await _body(request, dialect.most_bytes))
-            made = asyncio.ensure_future(service.embed(asked.contents, asked.kind, asked.dimensions))
+            contents = await service.whole(asked.contents)
+            made = asyncio.ensure_future(service.embed(contents, asked.kind, asked.dimensions))
             # Counted while the model works, or while this waits for its turn.
             await asyncio.sleep(0)
             try:
-                inputs, tokens = len(asked.contents), await service.tokens(asked.contents, asked.kind)
+                inputs, tokens = len(contents), await service.tokens(contents, asked.kind)
             finally:
                 vectors = await made
             response = dialect.answer(asked, vectors, tokens, request.headers)
@@ -80,7 +83,7 @@ def _endpoint(service: Service, dialect: Dialect, callers: Callers, telling: Tel
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody reads it
         seconds = time.perf_counter() - started
-        telling.note(Told(dialect.name, response.status_code, caller, inputs, tokens, seconds))
+        telling.note(Told(dialect.name, response.status_code, caller, inputs, tokens.total, seconds))
         return response
 
     return endpoint

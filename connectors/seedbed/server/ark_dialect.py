@@ -5,14 +5,24 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any
 
 from starlette.responses import Response
 
-from seedbed.content import Content
 from seedbed.errors import BudgetSpent, RowError, SeedbedError, Transient
 from seedbed.protocols import Vectors
-from seedbed.server.dialect import Asked, Busy, Invalid, Unauthorized, as_json, common, embedding, parsed, status_of
+from seedbed.server.dialect import (
+    Asked,
+    Busy,
+    Invalid,
+    Tokens,
+    Unauthorized,
+    as_json,
+    common,
+    content_of,
+    embedding,
+    parsed,
+    status_of,
+)
 
 _OWN = ("instructions", "sparse_embedding", "multi_embedding")
 
@@ -36,16 +46,16 @@ class Ark:
         parts = asked.get("input")
         if not isinstance(parts, list) or not parts:
             raise Invalid("`input` must be a list of parts", setting="input")
-        content = Content.of(*(_text(part, number) for number, part in enumerate(parts)))
+        content = content_of(parts, "input")
         if content.empty:
             raise Invalid("the input is empty", setting="input")
         return Asked([content], **common(asked))
 
-    def answer(self, asked: Asked, vectors: Vectors, tokens: int, headers: Mapping[str, str]) -> Response:
+    def answer(self, asked: Asked, vectors: Vectors, tokens: Tokens, headers: Mapping[str, str]) -> Response:
         usage = {
-            "prompt_tokens": tokens,
-            "total_tokens": tokens,
-            "prompt_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
+            "prompt_tokens": tokens.total,
+            "total_tokens": tokens.total,
+            "prompt_tokens_details": {"text_tokens": tokens.total - tokens.image, "image_tokens": tokens.image},
         }
         return as_json(
             {
@@ -64,16 +74,6 @@ class Ark:
         parameter = error.setting if isinstance(error, Invalid) else ""
         body = {"code": code, "message": error.message, "param": parameter or "", "type": kind}
         return as_json({"error": body}, 400 if status in (413, 422) else status, headers)
-
-
-def _text(part: Any, number: int) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind in ("image_url", "video_url"):
-        raise Invalid("this server's model takes text alone", setting=f"input[{number}]")
-    if kind != "text" or not isinstance(part.get("text"), str):
-        raise Invalid("a part must be of type text, and have one", setting=f"input[{number}]")
-    text: str = part["text"]
-    return text
 
 
 def _code(error: SeedbedError, status: int) -> tuple[str, str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from starlette.responses import Response
 
-from seedbed.content import Content, Kind
+from seedbed.content import Content, Image, Kind, Modality, Part, Reference, Text, Video
 from seedbed.errors import BudgetSpent, ConfigError, RowError, SeedbedError, Transient
+from seedbed.media.dataurl import of_data_url
 from seedbed.protocols import Vectors
 
 
@@ -50,6 +51,13 @@ class Asked:
     model: str | None = None
 
 
+class Tokens(NamedTuple):
+    """What a request took; `image` of them are pictures' and video frames'."""
+
+    total: int = 0
+    image: int = 0
+
+
 class Dialect(Protocol):
     """One way of asking over HTTP."""
 
@@ -61,7 +69,7 @@ class Dialect(Protocol):
         """Raises Invalid."""
         ...
 
-    def answer(self, asked: Asked, vectors: Vectors, tokens: int, headers: Mapping[str, str]) -> Response: ...
+    def answer(self, asked: Asked, vectors: Vectors, tokens: Tokens, headers: Mapping[str, str]) -> Response: ...
 
     def refusal(self, error: SeedbedError) -> Response: ...
 
@@ -75,6 +83,37 @@ def parsed(body: bytes) -> dict[str, Any]:
     if not isinstance(asked, dict):
         raise Invalid("the request is no JSON object")
     return asked
+
+
+def content_of(parts: Sequence[Any], where: str) -> Content:
+    """Ark's parts `{"type": "text", "text": …}`, `{"type": "image_url", "image_url": {"url": …}}`, `video_url` too,
+    as one content; what lies at an address of the web is not yet here. Raises Invalid."""
+    return Content(tuple(_part(part, f"{where}[{number}]") for number, part in enumerate(parts)))
+
+
+def _part(part: Any, where: str) -> Part:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise Invalid("a part of type text must have one", setting=where)
+        return Text(text)
+    if kind not in ("image_url", "video_url"):
+        raise Invalid("a part must be of type text, image_url or video_url", setting=where)
+    given = part.get(kind)
+    url = given.get("url") if isinstance(given, dict) else given
+    if not isinstance(url, str) or not url:
+        raise Invalid("a url is required", setting=f"{where}.{kind}")
+    try:
+        data = of_data_url(url)
+    except RowError as error:
+        raise Invalid(error.message, setting=f"{where}.{kind}") from None
+    modality: Modality = "image" if kind == "image_url" else "video"
+    if data is not None:
+        return Image(data) if modality == "image" else Video(data)
+    if not url.lower().startswith(("http://", "https://")):
+        raise Invalid("a url must be a data URL, or begin with http:// or https://", setting=f"{where}.{kind}")
+    return Reference(modality, url, url.encode())
 
 
 def common(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""OpenAI's `/v1/embeddings`, or raw float32 for who asks by `Accept`."""
+"""OpenAI's `/v1/embeddings`, or raw float32 for who asks by `Accept`. An input may also be a list of parts, of text,
+pictures and video as Ark's API has them, which become one vector.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from starlette.responses import Response
 from seedbed.content import Content
 from seedbed.errors import SeedbedError
 from seedbed.protocols import Vectors
-from seedbed.server.dialect import Asked, Invalid, as_json, common, embedding, parsed, status_of
+from seedbed.server.dialect import Asked, Invalid, Tokens, as_json, common, content_of, embedding, parsed, status_of
 
 RAW = "application/octet-stream"
 MOST_INPUTS = 2048
@@ -20,7 +22,7 @@ class OpenAi:
     """As dialect.Dialect. `model` is what answers name where the request names none."""
 
     name, path = "openai", "/v1/embeddings"
-    most_bytes = 16 * 1024 * 1024
+    most_bytes = 64 * 1024 * 1024
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -28,23 +30,27 @@ class OpenAi:
     def read(self, body: bytes) -> Asked:
         asked = parsed(body)
         given = asked.get("input")
-        texts = [given] if isinstance(given, str) else given
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise Invalid("`input` must be a string or a list of strings", setting="input")
-        if len(texts) > MOST_INPUTS:
-            raise Invalid(f"{len(texts)} inputs are more than {MOST_INPUTS}", setting="input")
-        if any(not text.strip() for text in texts):
+        inputs = [given] if isinstance(given, str) else given
+        if not isinstance(inputs, list) or not inputs or not all(isinstance(one, str | list) for one in inputs):
+            raise Invalid("`input` must be a string or a list of strings, or of lists of parts", setting="input")
+        if len(inputs) > MOST_INPUTS:
+            raise Invalid(f"{len(inputs)} inputs are more than {MOST_INPUTS}", setting="input")
+        contents = [
+            Content.of(one) if isinstance(one, str) else content_of(one, f"input[{number}]")
+            for number, one in enumerate(inputs)
+        ]
+        if any(content.empty for content in contents):
             raise Invalid("an input is empty", setting="input", hint="leave it out")
-        return Asked([Content.of(text) for text in texts], **common(asked))
+        return Asked(contents, **common(asked))
 
-    def answer(self, asked: Asked, vectors: Vectors, tokens: int, headers: Mapping[str, str]) -> Response:
+    def answer(self, asked: Asked, vectors: Vectors, tokens: Tokens, headers: Mapping[str, str]) -> Response:
         if RAW in headers.get("accept", ""):
             return _raw(vectors)
         data = [
             {"object": "embedding", "index": number, "embedding": embedding(row, asked.encoding)}
             for number, row in enumerate(vectors)
         ]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        usage = {"prompt_tokens": tokens.total, "total_tokens": tokens.total}
         return as_json({"object": "list", "model": asked.model or self._model, "data": data, "usage": usage})
 
     def refusal(self, error: SeedbedError) -> Response:

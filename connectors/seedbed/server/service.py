@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Future
 
 import numpy as np
 
-from seedbed.content import Content, Kind
+from seedbed.content import Content, Image, Kind, Part, Reference, Text, Video
 from seedbed.errors import RowError
 from seedbed.identity import cache_key
-from seedbed.protocols import CanCountTokens, CanSubmit, Embedder, Vectors
+from seedbed.media.library import Library, Whence
+from seedbed.protocols import CanCountTokens, CanSubmit, Embedder, Vectors, modalities
 from seedbed.server.batching import Batcher
-from seedbed.server.dialect import Busy, Invalid, NotReady
+from seedbed.server.dialect import Busy, Invalid, NotReady, Tokens
 from seedbed.server.governing import Governor
 
 _BESIDE = 200
@@ -49,8 +50,15 @@ class Service:
     """Used by one event loop. At most `waiting` contents wait at a time for an embedder that takes them singly."""
 
     def __init__(
-        self, batcher: Batcher, *, cache_bytes: int = 0, waiting: int = 4096, governor: Governor | None = None
+        self,
+        batcher: Batcher,
+        *,
+        cache_bytes: int = 0,
+        waiting: int = 4096,
+        governor: Governor | None = None,
+        library: Library | None = None,
     ) -> None:
+        self._library = library or Library(Whence())
         self.batcher = batcher
         self._governor = governor or Governor()
         self.cache = SharedCache(cache_bytes)
@@ -138,12 +146,42 @@ class Service:
         finally:
             self.in_flight -= len(made)
 
-    async def tokens(self, contents: Sequence[Content], kind: Kind) -> int:
+    async def whole(self, contents: list[Content]) -> list[Content]:
+        """With what lies in the web in place of its addresses. Raises Invalid for kinds that the embedder does not
+        take, and for what cannot be fetched."""
+        kinds = {part.modality for content in contents for part in content.parts}
+        takes = modalities(self.embedder)
+        if not kinds <= takes:
+            raise Invalid(f"this server's model takes {' and '.join(sorted(takes))} alone", setting="input")
+        places = [part.place for content in contents for part in content.parts if isinstance(part, Reference)]
+        if not places:
+            return contents
+        found = await asyncio.to_thread(self._library.load, places)
+        return [Content(tuple(_fetched(part, found) for part in content.parts)) for content in contents]
+
+    async def tokens(self, contents: Sequence[Content], kind: Kind) -> Tokens:
         """The model's own, or an estimate where only the service behind it counts; 0 where the embedder cannot."""
+        total = await self._counted(contents, kind)
+        if not any(content.media for content in contents):
+            return Tokens(total)
+        texts = [Content(tuple(part for part in content.parts if isinstance(part, Text))) for content in contents]
+        return Tokens(total, max(0, total - await self._counted(texts, kind)))
+
+    async def _counted(self, contents: Sequence[Content], kind: Kind) -> int:
         embedder = self.embedder
         if not isinstance(embedder, CanCountTokens):
             return 0
         # Another thread costs more than a few texts.
-        if isinstance(embedder, CanSubmit) or sum(len(content.text) for content in contents) < 10_000:
+        small = sum(len(content.text) for content in contents) < 10_000 and not any(one.media for one in contents)
+        if isinstance(embedder, CanSubmit) or small:
             return int(embedder.count_tokens(contents, kind).sum())
         return int((await asyncio.to_thread(embedder.count_tokens, contents, kind)).sum())
+
+
+def _fetched(part: Part, found: Mapping[str, bytes | RowError]) -> Part:
+    if not isinstance(part, Reference):
+        return part
+    data = found[part.place]
+    if isinstance(data, RowError):
+        raise Invalid(data.message, setting="input")
+    return (Image if part.modality == "image" else Video)(data)

@@ -1,14 +1,14 @@
 """Files as rows: `files:./docs/**/*.md`, `files:s3://bucket/notes/**` (any fsspec URL; credentials as its file system
-finds them). Columns: path (the key), size, mtime, etag, mime, content.
+finds them). Columns: path (the key), size, mtime, etag, mime, content (as text), bytes (as they are: pictures, video).
 
-A page's `content` is a stand-in that changes when the file's etag, or its time and size, do. So a file that has not
-changed is never opened; `fetch` reads those that have.
+A page's `content` and `bytes` are a stand-in that changes when the file's etag, or its time and size, do. So a file
+that has not changed is never opened; `fetch` reads those that have.
 """
 
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ COLUMNS = pa.schema(
         pa.field("etag", pa.string()),
         pa.field("mime", pa.string()),
         pa.field("content", pa.string()),
+        pa.field("bytes", pa.binary()),
     ]
 )
 _PAGE_BYTES = 64 * 1024 * 1024
@@ -79,18 +80,22 @@ class FilesSource:
 
     def fetch(self, page: Page, rows: Sequence[int]) -> tuple[pa.RecordBatch, dict[int, str | None]]:
         whole = paging.take(page.rows, pa.array(rows, pa.int64()))
-        if "content" not in page.rows.schema.names:
+        dear = [name for name in _DEAR if name in page.rows.schema.names]
+        if not dear:
             return whole, {}
         files = [self._listed[key_parts(page.keys[row])[0]] for row in rows]
         found, missing = self._read(files), dict[int, str | None]()
-        texts: list[str | None] = []
-        for row, file in zip(rows, files, strict=True):
-            text, reason = _text(found[file.name], file.name)
-            texts.append(text)
-            if text is None:
-                missing[row] = reason
-        at = whole.schema.get_field_index("content")
-        return whole.set_column(at, whole.schema.field(at), pa.array(texts, pa.string())), missing
+        for name in dear:
+            values = list[Any]()
+            for row, file in zip(rows, files, strict=True):
+                value, reason = _DEAR[name](found[file.name], file.name)
+                values.append(value)
+                if value is None:
+                    missing[row] = reason
+            at = whole.schema.get_field_index(name)
+            field = whole.schema.field(at)
+            whole = whole.set_column(at, field, pa.array(values, field.type))
+        return whole, missing
 
     def _read(self, files: Sequence[File]) -> dict[str, Any]:
         """Bytes of each, or the error, or the reason why it is not read."""
@@ -161,13 +166,14 @@ def _rows(files: Sequence[File], columns: Sequence[str]) -> pa.RecordBatch:
         "etag": [file.etag for file in files],
         "mime": [mimetypes.guess_type(file.path)[0] for file in files],
         "content": [file.fingerprint for file in files],
+        "bytes": [file.fingerprint.encode() for file in files],
     }
     schema = pa.schema([COLUMNS.field(name) for name in columns])
     return pa.RecordBatch.from_arrays([pa.array(made[f.name], f.type) for f in schema], schema=schema)
 
 
-def _text(found: Any, name: str) -> tuple[str | None, str | None]:
-    """The text, or the reason why there is none; neither where the file is gone."""
+def _raw(found: Any, name: str) -> tuple[bytes | None, str | None]:
+    """The bytes, or the reason why there are none; neither where the file is gone."""
     if isinstance(found, FileNotFoundError):
         return None, None
     if isinstance(found, PermissionError):
@@ -176,12 +182,22 @@ def _text(found: Any, name: str) -> tuple[str | None, str | None]:
         raise mapped(found, name) from found
     if isinstance(found, str):
         return None, found
+    return found, None
+
+
+def _text(found: Any, name: str) -> tuple[str | None, str | None]:
+    raw, reason = _raw(found, name)
+    if raw is None:
+        return None, reason
     try:
-        return found.decode("utf-8-sig"), None
+        return raw.decode("utf-8-sig"), None
     except UnicodeDecodeError as error:
         kind = mimetypes.guess_type(name)[0] or "of no known kind"
         return None, f"is no UTF-8 text at byte {error.start} ({kind})"
 
+
+_DEAR: dict[str, Callable[[Any, str], tuple[Any, str | None]]] = {"content": _text, "bytes": _raw}
+"""Columns that are dear to read."""
 
 if TYPE_CHECKING:
     _source: type[Source] = FilesSource
