@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from seedbed.content import Content
 from seedbed.declaration import Declaration, declare, read
 from seedbed.report import PlanReport, SyncReport
 from seedbed.session import Session
@@ -60,20 +61,18 @@ class Pipeline:
 
     def search(
         self,
-        words: str,
+        query: str | Content,
         k: int = 10,
         *,
         filter: Mapping[str, object] | None = None,
-        tenant: str | None = None,
-        sink: str | None = None,
-        vector: str | None = None,
+        **options: Any,
     ) -> list[dict[str, Any]]:
-        """The k nearest rows, best first: `id` (the key), `score`, `payload`, `chunk`; by the vector of that name, or
-        by all of them."""
+        """The k nearest rows to words, a picture, a video or a mixture, best first: `id` (the key), `score`, `payload`,
+        `chunk`. `options` are those of search.search: `tenant`, `sink`, `vector`, `modality`, `calibrated`."""
         from seedbed.search import search
 
         with self.open() as session:
-            return search(session, words, k, filter=filter, tenant=tenant, sink=sink, vector=vector)
+            return search(session, query, k, filter=filter, **options)
 
     def status(self) -> dict[str, Any]:
         """What stands, what failed, what the last runs did."""

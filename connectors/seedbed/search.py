@@ -1,43 +1,75 @@
-"""Search over a pipeline's collection: one hit a row, its best chunk."""
+"""Search over a pipeline's collection, by words, pictures, video or all of them: one hit a row, its best chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import pyarrow as pa
 
-from seedbed.content import Content
+from seedbed import calibration
+from seedbed.calibration import Calibration
+from seedbed.content import MODALITIES, Content, modality_of
 from seedbed.declaration import SinkConfig
 from seedbed.errors import ConfigError, Refused
 from seedbed.identity import show_key
-from seedbed.protocols import Hit, Sink, Vectors
+from seedbed.protocols import UNNAMED, CollectionSpec, Filter, Hit, Sink, Vectors, modalities
 from seedbed.session import Session
 
 _RRF = 60
 _FUSED = 100
-"""So many hits of each named vector are fused, at least."""
+"""So many hits of each leg are fused, at least."""
+_MODALITY = "_modality"
+
+
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """One question to the store: which vector, among which points. `kind` is what its scores are calibrated by."""
+
+    using: str
+    filter: Filter
+    kind: str
 
 
 def search(
     session: Session,
-    words: str,
+    query: str | Content,
     k: int = 10,
     *,
-    filter: Mapping[str, object] | None = None,
+    filter: Filter | None = None,
     tenant: str | None = None,
     sink: str | None = None,
     vector: str | None = None,
+    modality: str | None = None,
+    calibrated: bool = False,
 ) -> list[dict[str, Any]]:
     """The k nearest rows: `{"id": key, "score", "payload", "chunk"}`, best first, score higher is better.
 
     Of several named vectors the one called `vector` is asked; without it all are, and their lists are fused by
-    reciprocal rank. Raises ConfigError for an unknown sink, vector or filter field, or where nothing has been synced
-    yet.
+    reciprocal rank. `modality` leaves only what was made from text, image or video. `calibrated` puts pictures and
+    texts into one list by how far each stands above its kind's mean (calibration), in place of ranks and scores.
+    Raises ConfigError for an unknown sink, vector, modality or filter field, for a query of a kind that the embedder
+    does not take, or where nothing has been synced yet.
     """
     config = _sink(session, sink)
     store = session.open_sink(config)
+    spec = _spec(session, config, store)
+    wanted = _wanted(session, spec, filter, tenant)
+    legs = _legs(session, spec, wanted, vector, modality, apart=calibrated)
+    asked = _embedded(session, query)
+    if calibrated:
+        known = calibration.read(spec.info)
+        return [_shown(hit) for hit in _calibrated(store, spec, asked, legs, known, k)]
+    if len(legs) == 1:
+        chunked = session.declaration.chunk is not None
+        return [_shown(hit) for hit in _best(store, asked, k, legs[0], chunked=chunked)]
+    lists = [store.search(asked, max(k, _FUSED), leg.filter or None, leg.using) for leg in legs]
+    return [_shown(hit) for hit in _fused(lists)[:k]]
+
+
+def _spec(session: Session, config: SinkConfig, store: Sink) -> CollectionSpec:
     spec = store.describe()
     if spec is None:
         raise ConfigError(
@@ -50,19 +82,92 @@ def search(
             setting="embedder",
             hint="search with the embedder that the collection was made with",
         )
+    return spec
+
+
+def _wanted(session: Session, spec: CollectionSpec, filter: Filter | None, tenant: str | None) -> dict[str, object]:
     wanted = {name: _typed(spec.payload, name, value) for name, value in (filter or {}).items()}
     if tenant is not None:
         column = session.declaration.source.tenant
         if column is None:
             raise ConfigError("this pipeline has no tenants", setting="source.tenant", hint="leave out --tenant")
         wanted[column] = _typed(spec.payload, column, tenant)
-    query = session.embedder.embed([Content.of(words)], kind="query")[0]
-    if vector is not None or len(spec.vectors) == 1:
-        using = spec.vectors[0] if vector is None else vector
-        chunked = session.declaration.chunk is not None
-        return [_shown(hit) for hit in _best(store, query, k, wanted, using, chunked=chunked)]
-    lists = [store.search(query, max(k, _FUSED), wanted or None, using) for using in spec.vectors]
-    return [_shown(hit) for hit in _fused(lists)[:k]]
+    return wanted
+
+
+def _embedded(session: Session, query: str | Content) -> Vectors:
+    content = Content.of(query) if isinstance(query, str) else query
+    takes = modalities(session.embedder)
+    for part in content.parts:
+        if part.modality not in takes:
+            raise ConfigError(
+                f"{session.declaration.embedder.url} takes {' and '.join(sorted(takes))}, not {part.modality}",
+                setting=f"--{part.modality}",
+            )
+    if content.empty:
+        raise ConfigError("there is nothing to search for", hint="give words, --image or --video")
+    vector: Vectors = session.embedder.embed([content], kind="query")[0]
+    return vector
+
+
+def _legs(
+    session: Session,
+    spec: CollectionSpec,
+    wanted: Filter,
+    vector: str | None,
+    modality: str | None,
+    *,
+    apart: bool,
+) -> list[_Leg]:
+    if modality is not None and modality not in MODALITIES:
+        raise ConfigError(f"{modality!r} is no modality", setting="--modality", hint=f"one of {', '.join(MODALITIES)}")
+    if spec.vectors != (UNNAMED,):
+        contents = session.declaration.content
+        fitting = [name for name in spec.vectors if modality is None or modality in contents[name].parts]
+        names = fitting if vector is None else [vector]
+        if not names:
+            raise ConfigError(f"no vector of this pipeline is made from {modality}", setting="--modality")
+        return [_Leg(name, wanted, name) for name in names]
+    using = UNNAMED if vector is None else vector
+    mixed = _MODALITY in spec.payload.names
+    if modality is not None and not mixed and modality != "text":
+        raise ConfigError(f"no vector of this pipeline is made from {modality}", setting="--modality")
+    if not mixed:
+        return [_Leg(using, wanted, "text")]
+    kinds = [kind for kind in _mixtures() if modality is None or modality in kind.split("+")]
+    if apart:
+        known = calibration.read(spec.info)
+        return [_Leg(using, {**wanted, _MODALITY: kind}, kind) for kind in kinds if kind in known]
+    return [_Leg(using, wanted if modality is None else {**wanted, _MODALITY: kinds}, "")]
+
+
+def _mixtures() -> list[str]:
+    """What a point may be made from: `text`, `image`, `image+text`, …"""
+    return [modality_of(kinds) for count in (1, 2, 3) for kinds in combinations(MODALITIES, count)]
+
+
+def _calibrated(
+    store: Sink,
+    spec: CollectionSpec,
+    query: Vectors,
+    legs: Sequence[_Leg],
+    known: Mapping[str, Calibration],
+    k: int,
+) -> list[Hit]:
+    unknown = [leg.kind for leg in legs if leg.kind not in known]
+    if unknown or not legs:
+        raise ConfigError(
+            f"nothing is known of the scores of {', '.join(unknown) or 'any kind'}",
+            setting="--calibrated",
+            hint="a sync measures them once there are enough rows; or leave out --calibrated",
+        )
+    best: dict[str, Hit] = {}
+    for leg in legs:
+        for hit in store.search(query, max(k, _FUSED), leg.filter or None, leg.using):
+            above = known[leg.kind].above(hit.score, query, spec.metric)
+            if hit.key not in best or above > best[hit.key].score:
+                best[hit.key] = replace(hit, score=above)
+    return sorted(best.values(), key=lambda hit: (-hit.score, hit.key))[:k]
 
 
 def _sink(session: Session, name: str | None) -> SinkConfig:
@@ -108,12 +213,10 @@ def _fused(lists: Sequence[Sequence[Hit]]) -> list[Hit]:
     return [replace(hits[key], score=scores[key]) for key in best]
 
 
-def _best(
-    store: Sink, vector: Vectors, k: int, filter: Mapping[str, object], using: str, *, chunked: bool
-) -> list[Hit]:
+def _best(store: Sink, vector: Vectors, k: int, leg: _Leg, *, chunked: bool) -> list[Hit]:
     asked = k * 4 if chunked else k
     while True:
-        hits = store.search(vector, asked, filter or None, using)
+        hits = store.search(vector, asked, leg.filter or None, leg.using)
         best = {hit.key: hit for hit in reversed(hits)}
         if len(best) >= k or len(hits) < asked:
             return sorted(best.values(), key=lambda hit: -hit.score)[:k]

@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from seedbed import calibration
 from seedbed.ahead import ahead
 from seedbed.diff import Differ, Gone, PageDiff, Work
 from seedbed.embedding import Embedded, EmbeddingStage
@@ -147,6 +148,9 @@ class _Run:
     def _open(self, outlet: Outlet, counts: SinkCounts) -> _Live:
         ledger, patience = self._session.ledger, self._options.patience
         sink = self._session.open_sink(outlet.config)
+        before = sink.describe()
+        if before is not None:
+            outlet.spec = replace(outlet.spec, info={**outlet.spec.info, **calibration.kept(before.info)})
         version = patience.run(lambda: sink.ensure(outlet.spec))
         destination = ledger.add_destination(self._pipeline, outlet.config.name, version, outlet.spec.space)
         holds_points = any(len(page) for page in sink.scan(1))
@@ -378,10 +382,21 @@ class _Run:
                 try:
                     with live.timed():
                         self._options.patience.run(live.sink.finish)
+                        self._calibrate(live)
                 except ServiceError as error:
                     self._down(live, error, 0)
         if self._watermark is not None and self._report.exit_code in (0, 3):
             self._session.ledger.set_state(self._pipeline, State(self._state.recipe, self._watermark))
+
+    def _calibrate(self, live: _Live) -> None:
+        """Measures the kinds of vectors that searches may put into one list, where rows came or went."""
+        spec = live.outlet.spec
+        apart = bool(self._session.recipe.media) or len(spec.vectors) > 1
+        if apart and (live.counts.upserted or live.counts.deleted) and calibration.stale(spec.info, live.sink.count()):
+            measured = calibration.measured(live.sink, spec)
+            others = {name: text for name, text in spec.info.items() if name not in calibration.kept(spec.info)}
+            live.outlet.spec = replace(spec, info={**others, **measured})
+            live.sink.ensure(live.outlet.spec)
 
 
 def _batched(works: Iterator[Work]) -> Iterator[Work]:

@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from seedbed.cli import cli, output
+from seedbed.cli.contents import media, mixture, said
+from seedbed.content import MODALITIES
 
 PIPELINE = click.argument("pipeline", metavar="P", type=click.Path(path_type=Path))
 JSON = click.option("--json", "json_", is_flag=True, help="One JSON object on stdout and nothing else there.")
@@ -83,19 +85,43 @@ def sync(pipeline: Path, more_keys: tuple[str, ...], keys: str | None, json_: bo
 
 @cli.command()
 @PIPELINE
-@click.argument("words")
+@click.argument("words", required=False)
+@media
 @click.option("-k", default=10, type=click.IntRange(1, 1000), show_default=True, help="How many rows.")
 @click.option("--filter", "filters", multiple=True, metavar="k=v", help="k=v, k>=v, k<v, … or k=v1,v2; repeatable.")
 @click.option("--tenant", help="Only this tenant's rows.")
 @click.option("--sink", help="Which sink to ask; the first by default.")
 @click.option("--vector", help="Which of several named vectors to ask; all by default, fused by rank.")
+@click.option("--modality", type=click.Choice(MODALITIES), help="Only what was made from text, image or video.")
+@click.option(
+    "--calibrated", is_flag=True, help="Texts and pictures in one list, by how far each stands above its kind."
+)
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a contact sheet.")
 @JSON
-def search(pipeline: Path, words: str, k: int, filters: tuple[str, ...], json_: bool, **options: Any) -> None:
-    """Find the rows nearest to WORDS."""
+def search(
+    pipeline: Path,
+    words: str | None,
+    images: tuple[Path, ...],
+    videos: tuple[Path, ...],
+    k: int,
+    filters: tuple[str, ...],
+    html: Path | None,
+    json_: bool,
+    **options: Any,
+) -> None:
+    """Find the rows nearest to WORDS, to pictures and video, or to all of them together."""
     from seedbed import load
     from seedbed.cli.filters import parse
+    from seedbed.search import search as find
 
-    found = load(pipeline).search(words, k, filter=parse(filters), **options)
+    asked = mixture(words, images, videos)
+    with load(pipeline).open() as session:
+        found = find(session, asked, k, filter=parse(filters), **options)
+        if html is not None:
+            from seedbed.sheet import sheet
+
+            html.write_text(sheet(session, said(words, images, videos), found), encoding="utf-8")
+            click.echo(f"wrote {html}", err=True)
     if json_:
         output.as_json({"hits": found})
     else:

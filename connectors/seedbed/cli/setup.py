@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from seedbed.cli import cli
+from seedbed.cli.contents import media, mixture
 
 
 @cli.command()
@@ -29,17 +30,29 @@ def init(url: str, table: str | None, target: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@click.argument("texts", nargs=-1, metavar="TEXT...")
+@media
 @click.option("--embedder", "url", default="local:minilm", show_default=True, help="The embedder's URL.")
 @click.option("-p", "--pipeline", type=click.Path(path_type=Path), help="Take this pipeline's embedder.")
 @click.option("--query", is_flag=True, help="As a query; as a document by default.")
 @click.option("--json", "json_", is_flag=True, help="One JSON object on stdout and nothing else there.")
-def embed(texts: tuple[str, ...], url: str, pipeline: Path | None, query: bool, json_: bool) -> None:
-    """Print the vector of each TEXT, a JSON array on a line of its own."""
+def embed(
+    texts: tuple[str, ...],
+    images: tuple[Path, ...],
+    videos: tuple[Path, ...],
+    url: str,
+    pipeline: Path | None,
+    query: bool,
+    json_: bool,
+) -> None:
+    """Print the vector of each TEXT, a JSON array on a line of its own; with pictures or video, of all together."""
     import seedbed
     from seedbed.cli import output
 
-    contents = [seedbed.Content.of(text) for text in texts]
+    if images or videos or not texts:
+        contents = [mixture("\n".join(texts), images, videos)]
+    else:
+        contents = [seedbed.Content.of(text) for text in texts]
     with ExitStack() as stack:
         if pipeline is not None:
             embedder = stack.enter_context(seedbed.load(pipeline).open()).embedder
