@@ -80,8 +80,8 @@ class Fetcher:
     async def _follow(self, method: str, url: str) -> bytes:
         """Each stop of a redirect is checked as the first one is."""
         for _ in range(_REDIRECTS + 1):
-            self._check(urlsplit(url), url)
             try:
+                self._check(urlsplit(url), url)
                 async with self._session.request(method, url, allow_redirects=False, proxy=self._rules.proxy) as answer:
                     if answer.status not in _MOVED:
                         return await self._read(method, url, answer)

@@ -18,7 +18,9 @@ from seedbed.media.limits import USUAL, Limits
 Pixels = npt.NDArray[np.uint8]
 """uint8, shape (height, width, 3)."""
 
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+Image.init()  # reads which formats there are; a list of names that are not known yet is an error
+_READ = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_FORMATS = tuple(name for name in _READ if name in Image.OPEN)
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, IndexError, TypeError, OverflowError)
 """What Pillow's readers raise for files that are not whole."""
 _SIXTEEN = 65535

@@ -60,10 +60,10 @@ class Roots:
             raise Missing(f"{place}: there is no such file") from None
         except OSError as error:
             raise RowError(f"{place}: {error.strerror}") from error
-        file = os.fdopen(handle, "rb")
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            file.close()
+            os.close(handle)
             raise RowError(f"{place} is no regular file")
+        file = os.fdopen(handle, "rb")
         if not self._below(os.path.realpath(os.readlink(f"/proc/self/fd/{handle}"))):
             file.close()
             raise self._outside(place)
