@@ -23,6 +23,8 @@ from seedbed.protocols import UNNAMED, CollectionSpec, Metric, Sink, Vectors
 
 _PREFIX = "calibration "
 SAMPLE = 2000
+ALL = ""
+"""Of all kinds: what counts for a kind of which there are too few."""
 _LEAST = 8
 """Vectors of a kind; of fewer, nothing is said."""
 _DRIFT = 0.1
@@ -76,13 +78,14 @@ class _Sums:
 
 
 def measured(sink: Sink, spec: CollectionSpec) -> dict[str, str]:
-    """What `CollectionSpec.info` is to hold of each kind: by the vector's name, or by the modality of points that have
-    one vector. Points come in the order of their ids, which are hashes: the first are a sample."""
+    """What `CollectionSpec.info` is to hold of each kind, and of all together: by the vector's name, or by the modality
+    of points that have one vector. Points come in the order of their ids, which are hashes: the first are a sample."""
     sums: dict[str, _Sums] = {}
     seen, points = 0, sink.count()
     for page in sink.scan(256, vectors=True):
         for kind, vectors in _kinds(page, spec):
             sums.setdefault(kind, _Sums()).add(vectors)
+            sums.setdefault(ALL, _Sums()).add(vectors)
         seen += len(page)
         if seen >= SAMPLE:
             break

@@ -137,7 +137,9 @@ def _legs(
     kinds = [kind for kind in _mixtures() if modality is None or modality in kind.split("+")]
     if apart:
         known = calibration.read(spec.info)
-        return [_Leg(using, {**wanted, _MODALITY: kind}, kind) for kind in kinds if kind in known]
+        rare = [kind for kind in kinds if kind not in known]
+        legs = [_Leg(using, {**wanted, _MODALITY: kind}, kind) for kind in kinds if kind in known]
+        return legs + [_Leg(using, {**wanted, _MODALITY: rare}, calibration.ALL)] * bool(rare)
     return [_Leg(using, wanted if modality is None else {**wanted, _MODALITY: kinds}, "")]
 
 
@@ -154,17 +156,16 @@ def _calibrated(
     known: Mapping[str, Calibration],
     k: int,
 ) -> list[Hit]:
-    unknown = [leg.kind for leg in legs if leg.kind not in known]
-    if unknown or not legs:
+    if calibration.ALL not in known:
         raise ConfigError(
-            f"nothing is known of the scores of {', '.join(unknown) or 'any kind'}",
+            "nothing is known of this collection's scores yet",
             setting="--calibrated",
             hint="a sync measures them once there are enough rows; or leave out --calibrated",
         )
     best: dict[str, Hit] = {}
     for leg in legs:
         for hit in store.search(query, max(k, _FUSED), leg.filter or None, leg.using):
-            above = known[leg.kind].above(hit.score, query, spec.metric)
+            above = known.get(leg.kind, known[calibration.ALL]).above(hit.score, query, spec.metric)
             if hit.key not in best or above > best[hit.key].score:
                 best[hit.key] = replace(hit, score=above)
     return sorted(best.values(), key=lambda hit: (-hit.score, hit.key))[:k]
