@@ -31,6 +31,7 @@ SOURCES = {
 EMBEDDERS = {
     "hash": Entry("seedbed.embedders.hash:HashEmbedder"),
     "local": Entry("seedbed.embedders.local:LocalEmbedder", "local"),
+    "conse": Entry("seedbed.embedders.conse:ConseEmbedder", "conse"),
     "ark": Entry("seedbed.embedders.ark:ark", "ark"),
     "http": Entry("seedbed.embedders.openai:http", "ark"),
     "https": Entry("seedbed.embedders.openai:http", "ark"),
