@@ -66,6 +66,8 @@ def run(folder: Path, say: Say) -> None:
     pipeline_file = folder / "functions.toml"
     if folder.exists() and any(folder.iterdir()) and not pipeline_file.exists():
         raise ConfigError(f"{folder} holds something else", hint="name an empty folder: seedbed demo DIR")
+    from seedbed.demo import pictures
+
     folder.mkdir(parents=True, exist_ok=True)
     if not pipeline_file.exists():
         pipeline_file.write_text(FILE, encoding="utf-8")
@@ -74,17 +76,19 @@ def run(folder: Path, say: Say) -> None:
     try:
         rows = table.create(connection)
         say(f"1. A Postgres in {folder}/postgres with {rows:,} rows: the standard library's functions\n")
-        _sync(pipeline_file, say)
+        shown_sync(pipeline_file, say)
         say("\n2. Searching each store: by command line, Python and SQL\n")
         for store in STORES:
-            _command(["search", str(pipeline_file), QUERY, "-k", "3", "--sink", store], say)
+            command(["search", str(pipeline_file), QUERY, "-k", "3", "--sink", store], say)
         _python(pipeline_file, say)
         _sql(database, folder, say)
         say("\n3. A night's changes: 15 rows edited, 5 deleted, 5 added\n")
         table.edit(connection, datetime.now(UTC).isoformat())
-        _sync(pipeline_file, say, embedded=20, deleted=5)
+        shown_sync(pipeline_file, say, embedded=20, deleted=5)
         say("\n4. The same by API, here an emulated Ark (Seed-1.6-Embedding), under a budget\n")
         api.run(folder, say)
+        say("\n5. Photos, found by words, by a picture and by a clip (conse: a classifier beside MiniLM)\n")
+        pictures.run(folder, connection, say)
     finally:
         connection.close()
         database.close()
@@ -93,7 +97,8 @@ def run(folder: Path, say: Say) -> None:
         say(f"  seedbed {words.format(pipeline_file) if '{}' in words else f'{words} {pipeline_file}'}")
 
 
-def _sync(pipeline_file: Path, say: Say, **expected: int) -> None:
+def shown_sync(pipeline_file: Path, say: Say, **expected: int) -> None:
+    """Raises Fatal where the run's counts are not as expected."""
     say(f"$ seedbed sync {pipeline_file}")
     report = load(pipeline_file).sync()
     counts = report.as_dict()
@@ -106,7 +111,8 @@ def _sync(pipeline_file: Path, say: Say, **expected: int) -> None:
         raise Fatal(f"the demo expected {expected} of this run, which answered {counts}")
 
 
-def _command(arguments: Sequence[str], say: Say) -> None:
+def command(arguments: Sequence[str], say: Say) -> None:
+    """A command line, typed and answered. Raises Fatal where it fails."""
     shown = " ".join(f'"{word}"' if " " in word else word for word in arguments)
     say(f"$ seedbed {shown}")
     done = subprocess.run(
