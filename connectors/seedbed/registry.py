@@ -30,7 +30,7 @@ SOURCES = {
 }
 EMBEDDERS = {
     "hash": Entry("seedbed.embedders.hash:HashEmbedder"),
-    "local": Entry("seedbed.embedders.local:LocalEmbedder", "local"),
+    "local": Entry("seedbed.embedders.local:local", "local"),
     "conse": Entry("seedbed.embedders.conse:ConseEmbedder", "conse"),
     "ark": Entry("seedbed.embedders.ark:ark", "ark"),
     "http": Entry("seedbed.embedders.openai:http", "ark"),

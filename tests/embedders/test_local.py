@@ -332,14 +332,14 @@ def test_out_of_memory_halves_the_budget_and_goes_on(monkeypatch: pytest.MonkeyP
     texts = contents(*SENTENCES, "one", "two", "three")
     expected = made.embed(texts)
     runner: Runner = made._runner
-    honest = runner._model.vectors
+    honest = runner._models[0].vectors
 
     def small(ids: list[list[int]], dimensions: int) -> Vectors:
         if len(ids) > 2:
             raise torch.OutOfMemoryError("no room")
         return honest(ids, dimensions)
 
-    monkeypatch.setattr(runner._model, "vectors", small)
+    monkeypatch.setattr(runner._models[0], "vectors", small)
     budget = runner.budget
     np.testing.assert_allclose(made.embed(texts), expected, atol=1e-5)
     assert runner.budget < budget

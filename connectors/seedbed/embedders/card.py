@@ -75,6 +75,11 @@ def read_card(path: Path) -> Card:
     )
 
 
+def model_type(path: Path) -> str:
+    """What kind of model a folder holds, in transformers' words; empty where it does not say at its top."""
+    return str(_json(path / "config.json", missing={}).get("model_type") or "")
+
+
 def _modules(path: Path) -> list[tuple[str, str]]:
     """(class, folder) in order; empty without modules.json."""
     listed = _json(path / "modules.json", missing=[])

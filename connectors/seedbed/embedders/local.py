@@ -1,4 +1,5 @@
-"""`local:` — text models on this machine, by transformers: a folder, a hub id, or `local:minilm`, the packaged one.
+"""`local:` — models on this machine, by transformers: a folder, a hub id, or `local:minilm`, the packaged one. Here
+those of text; vision has those that take pictures too.
 
 Options: `dtype=auto|float32|bfloat16|float16`, `truncate=true` (cut texts over the model's limit instead of
 refusing them), `device=auto|cpu|cuda`, `threads=N`, `batch_tokens=N` (padded tokens a forward pass).
@@ -17,10 +18,13 @@ import numpy.typing as npt
 import tokenizers
 
 from seedbed.content import Content, Kind
-from seedbed.embedders.card import Card, read_card
+from seedbed.embedders.card import Card, model_type, read_card
 from seedbed.embedders.folder import find
 from seedbed.embedders.options import Options, Settings
 from seedbed.embedders.tokens import Tokens, batches
+from seedbed.embedders.unicode import unreadable
+from seedbed.embedders.vision import OPTIONS as VISION_OPTIONS
+from seedbed.embedders.vision import VisionEmbedder
 from seedbed.errors import ContentsRefused, MissingDependency
 from seedbed.identity import Space
 from seedbed.protocols import Usage, Vectors
@@ -34,6 +38,14 @@ _OPTIONS = ("dtype", "truncate", "device", "threads", "batch_tokens")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SLICE = 256
 """Texts tokenised at once, while the model works on those before: some milliseconds of one core."""
+
+
+def local(url: str, settings: Mapping[str, Any]) -> LocalEmbedder | VisionEmbedder:
+    """The embedder of a `local:` URL, by what the folder's config.json says it is."""
+    folder = find(Options.parse(url, VISION_OPTIONS).target)
+    if model_type(folder.path) == "qwen3_vl":
+        return VisionEmbedder(folder, Options.parse(url, VISION_OPTIONS), settings)
+    return LocalEmbedder(url, settings)
 
 
 class LocalEmbedder:
@@ -77,6 +89,7 @@ class LocalEmbedder:
             return vectors
         prompts = self._settings.prompts(contents, kind)
         refused = unreadable(prompts)
+        refused |= {n: f"{self._folder.name} takes text alone" for n, content in enumerate(contents) if content.media}
         wanted = sorted((n for n in range(len(prompts)) if n not in refused), key=lambda n: -len(prompts[n]))
         with self._lock, ThreadPoolExecutor(1, "tokenise") as ahead:
             for part, ids in self._tokenised(prompts, wanted, ahead):
@@ -117,7 +130,7 @@ class LocalEmbedder:
     @cached_property
     def _runner(self) -> Runner:
         try:
-            from seedbed.embedders.runner import Runner
+            from seedbed.embedders.runner import PROBES, Runner
         except ModuleNotFoundError as missing:
             raise MissingDependency(
                 f"local: needs the package {missing.name!r}, which is not installed",
@@ -127,7 +140,7 @@ class LocalEmbedder:
         return Runner(
             self._folder.complete(),
             self._card,
-            self._tokens,
+            [row[: self._card.limit] for row in self._tokens.ids(PROBES)],
             device=self._device,
             dtype=self._dtype,
             threads=self._threads,
@@ -165,14 +178,3 @@ class LocalEmbedder:
             if not np.isfinite(vectors[part[place]]).all():
                 refused[part[place]] = "the model answered with NaN or infinite numbers"
         return refused
-
-
-def unreadable(prompts: Sequence[str]) -> dict[int, str]:
-    """Texts that no tokenizer takes."""
-    found = {}
-    for number, prompt in enumerate(prompts):
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            found[number] = "the text holds a lone surrogate, which is no Unicode character"
-    return found

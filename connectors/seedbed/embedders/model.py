@@ -27,10 +27,10 @@ Ids = Sequence[Sequence[int]]
 class Model:
     """A transformer with its pooling and projections. Raises ConfigError where the folder cannot be loaded."""
 
-    def __init__(self, folder: Path, card: Card, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, card: Card, device: torch.device, dtype: torch.dtype, attention: str = "") -> None:
         self.card = card
         self.device = device
-        self._transformer = _load(folder / card.transformer, dtype).to(device).eval()
+        self._transformer = _load(folder / card.transformer, dtype, attention).to(device).eval()
         self._dense = [_load_dense(folder, dense, device) for dense in card.dense]
         self._pad = getattr(self._transformer.config, "pad_token_id", None) or 0
 
@@ -52,7 +52,7 @@ class Model:
         self._transformer.load_state_dict(weights)
 
     @torch.inference_mode()
-    def vectors(self, ids: Ids, dimensions: int) -> Vectors:
+    def vectors(self, ids: Sequence[Any], dimensions: int) -> Vectors:
         """float32 (n, dimensions): cut first (Matryoshka), then unit length. Rows that the model spoils are NaN."""
         lengths = [len(row) for row in ids]
         inputs, mask = self._padded(ids, lengths)
@@ -91,10 +91,12 @@ def _pool(hidden: torch.Tensor, mask: torch.Tensor | None, lengths: list[int], h
     return torch.einsum("nth,nt->nh", hidden, mask.float()) / mask.sum(1, keepdim=True)
 
 
-def _load(folder: Path, dtype: torch.dtype) -> Any:
+def _load(folder: Path, dtype: torch.dtype, attention: str = "") -> Any:
+    """`attention` is transformers' name of an implementation, its own choice where empty."""
+    chosen = {"attn_implementation": attention} if attention else {}
     with _quiet():
         try:
-            return transformers.AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            return transformers.AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True, **chosen)
         except (OSError, ValueError, KeyError, ImportError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError(

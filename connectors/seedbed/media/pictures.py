@@ -51,7 +51,7 @@ def rgb(data: bytes, fit: Fit | None = None, limits: Limits = USUAL, *, reduce: 
 
 def pixels(data: bytes, fit: Fit | None = None, limits: Limits = USUAL, *, reduce: bool = False) -> Pixels:
     """As `rgb`: uint8, shape (height, width, 3)."""
-    return np.asarray(rgb(data, fit, limits, reduce=reduce))
+    return np.array(rgb(data, fit, limits, reduce=reduce))
 
 
 def _rgb(image: Image.Image, fit: Fit | None, limits: Limits, reduce: bool) -> Image.Image:

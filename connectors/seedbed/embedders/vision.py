@@ -1,0 +1,263 @@
+"""`local:` — vision-language models of Qwen3-VL-Embedding's kind: texts, pictures, video and mixtures, one vector each.
+
+Options: those of `local:` (dtype, truncate, device, threads, batch_tokens), `attention=auto|sdpa|flash` (flash on CUDA
+alone), and of video `fps` (1), `frames` (64, the most) and `keyframes=true` (only key frames are decoded: faster, and
+other frames, so another space).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from seedbed.ahead import ahead
+from seedbed.content import Content, Image, Kind, Video
+from seedbed.embedders.card import Card, read_card
+from seedbed.embedders.folder import Folder
+from seedbed.embedders.options import Options, Settings
+from seedbed.embedders.tokens import batches
+from seedbed.embedders.unicode import unreadable
+from seedbed.embedders.vision_prompt import Prompts, Sample
+from seedbed.errors import ContentsRefused, MissingDependency, RowError
+from seedbed.identity import Space
+from seedbed.media.clips import Clip, Sampling, Share
+from seedbed.media.fits import Grid
+from seedbed.media.limits import USUAL, Limits
+from seedbed.media.pictures import Pixels
+from seedbed.protocols import Usage, Vectors
+
+if TYPE_CHECKING:
+    from seedbed.embedders.runner import Runner
+
+PROFILE = 2
+"""One number a rendering: the reference's prompts, pictures resampled by Pillow, frames with their own times. Raised
+when any of that changes; transformers' versions differ in how they render a video, and this one is none of theirs."""
+MOST_TOKENS = 8192
+_PICTURE = Grid(32, 4 * 32 * 32, 1800 * 32 * 32)
+_VIDEO = Share(32, 128 * 32 * 32, 768 * 32 * 32, 7680 * 32 * 32)
+OPTIONS = ("dtype", "truncate", "device", "threads", "batch_tokens", "attention", "fps", "frames", "keyframes")
+_TEXTS = 256
+"""Prepared at once, while the model works on those before."""
+_PICTURES, _AS_PICTURES = 32, 8
+"""Likewise, of at most 5.5 MB each; a video takes as much as so many pictures."""
+_VIDEO_TOKENS = 4000
+"""Of a video whose frames nobody has looked at, about."""
+
+
+class VisionEmbedder:
+    """Contents of all kinds to unit vectors. Errors: as LocalEmbedder, and ContentsRefused for media that cannot be
+    decoded. One thread embeds at a time, others wait."""
+
+    takes: frozenset[str] = frozenset({"text", "image", "video"})
+
+    def __init__(self, folder: Folder, options: Options, settings: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._options = options
+        self._settings = Settings.read(settings)
+        self._dtype = options.choice("dtype", ("auto", "float32", "bfloat16", "float16"))
+        self._device = options.choice("device", ("auto", "cpu", "cuda"))
+        self._attention = options.choice("attention", ("auto", "sdpa", "flash"))
+        self._truncate = options.flag("truncate")
+        frames = max(2, options.whole("frames") or 64)
+        exact = not options.flag("keyframes")
+        self._sampling = Sampling(options.seconds("fps") or 1.0, min(4, frames), frames, exact)
+        self._usage = Usage()
+        self._lock = threading.Lock()
+
+    @cached_property
+    def space(self) -> Space:
+        usual = self._sampling == Sampling()
+        sampled = f"{self._sampling.fps:g} fps, {self._sampling.most} frames" + ", key" * (not self._sampling.exact)
+        return Space(
+            model=self._folder.name,
+            revision=self._folder.revision + ("" if usual else f" ({sampled})"),
+            dimensions=self._settings.cut(self._folder.name, self._card.dimensions),
+            instruction=self._settings.instruction,
+            profile=PROFILE,
+        )
+
+    @property
+    def usage(self) -> Usage:
+        return self._usage
+
+    def embed(self, contents: Sequence[Content], kind: Kind = "document") -> Vectors:
+        """float32 (n, dimensions), unit length. Without `truncate`, more than 8,192 tokens are refused."""
+        vectors = np.zeros((len(contents), self.space.dimensions), np.float32)
+        refused = unreadable([content.text for content in contents])
+        wanted = [number for number in range(len(contents)) if number not in refused]
+        with self._lock:
+            for part, samples, bad in ahead(self._prepared(contents, wanted, kind), depth=1):
+                refused |= bad
+                if part:
+                    refused |= self._run(part, samples, vectors)
+        self._usage.calls += 1
+        self._usage.contents += len(contents) - len(refused)
+        if refused:
+            raise ContentsRefused(dict(sorted(refused.items())), vectors)
+        return vectors
+
+    def count_tokens(self, contents: Sequence[Content], kind: Kind = "document") -> npt.NDArray[np.int64]:
+        """Of texts exactly; a picture counts as one of the most tokens, a video as one of a minute or so: what they
+        take is known once they are decoded."""
+        texts = [content.text for content in contents]
+        for number in unreadable(texts):
+            texts[number] = ""
+        counts = np.array([len(sample) for sample in self._prompts[kind].worded(texts)], np.int64)
+        for number, content in enumerate(contents):
+            for part in content.parts:
+                if part.modality != "text":
+                    counts[number] += 1802 if part.modality == "image" else _VIDEO_TOKENS
+        return counts
+
+    def provenance(self) -> Mapping[str, str]:
+        """Loads the model: which format it runs in is known only then."""
+        with self._lock:
+            return {**self._runner.provenance(), "tokenizers": tokenizers.__version__}
+
+    def close(self) -> None:
+        """Lets the weights go; a later `embed` loads them again."""
+        with self._lock:
+            runner = self.__dict__.pop("_runner", None)
+            if runner is not None:
+                runner.close()
+
+    @cached_property
+    def _card(self) -> Card:
+        return read_card(self._folder.path)
+
+    @cached_property
+    def _prompts(self) -> dict[Kind, Prompts]:
+        """The instruction goes into the system's turn."""
+        said: dict[Kind, str] = {"document": self._settings.instruction, "query": self._settings.query_instruction}
+        return {kind: Prompts(self._folder.path, instruction) for kind, instruction in said.items()}
+
+    @cached_property
+    def _limit(self) -> int:
+        return min(MOST_TOKENS, self._card.limit or MOST_TOKENS)
+
+    @cached_property
+    def _runner(self) -> Runner:
+        try:
+            from seedbed.embedders.runner import PROBES, Runner
+            from seedbed.embedders.vision_model import VisionModel
+        except ModuleNotFoundError as missing:
+            raise MissingDependency(
+                f"local: needs the package {missing.name!r}, which is not installed",
+                setting="embedder.url",
+                hint="pip install 'seedbed[local,media]'",
+            ) from missing
+        return Runner(
+            self._folder.complete(),
+            self._card,
+            [sample.ids for sample in self._prompts["document"].worded(PROBES)],
+            device=self._device,
+            dtype=self._dtype,
+            threads=self._options.whole("threads"),
+            budget=self._options.whole("batch_tokens"),
+            model=VisionModel,
+            attention=self._attention,
+        )
+
+    # --- before the model -----------------------------------------------------------------------------
+
+    def _prepared(
+        self, contents: Sequence[Content], wanted: Sequence[int], kind: Kind
+    ) -> Iterator[tuple[list[int], list[Sample], dict[int, str]]]:
+        """Slices of contents as samples, those of text alone first, of about the same length together; and what cannot
+        be decoded."""
+        worded = sorted((n for n in wanted if not contents[n].media), key=lambda n: -len(contents[n].text))
+        mixed = sorted((n for n in wanted if contents[n].media), key=lambda n: -_weight(contents[n]))
+        cut = self._limit if self._truncate else None
+        for start in range(0, len(worded), _TEXTS):
+            part = worded[start : start + _TEXTS]
+            yield part, self._prompts[kind].worded([contents[n].text for n in part], cut), {}
+        for slice_ in _slices(contents, mixed):
+            part, samples, refused = list[int](), list[Sample](), dict[int, str]()
+            for number, found in self._decoded(contents, slice_):
+                if isinstance(found, RowError):
+                    refused[number] = found.message
+                    continue
+                pictures, clips = found
+                samples.append(self._prompts[kind].mixed(contents[number], pictures, clips, cut))
+                part.append(number)
+            yield part, samples, refused
+
+    def _decoded(
+        self, contents: Sequence[Content], part: Sequence[int]
+    ) -> Iterator[tuple[int, RowError | tuple[list[Pixels], list[Clip]]]]:
+        """In worker processes, several at once."""
+        jobs = [(number, [self._decoding(medium) for medium in contents[number].media]) for number in part]
+        for number, decoding in jobs:
+            pictures, clips = list[Pixels](), list[Clip]()
+            try:
+                for job in decoding:
+                    found = job.result()
+                    if isinstance(found, Clip):
+                        clips.append(found)
+                    else:
+                        pictures.append(found)
+            except RowError as error:
+                yield number, error
+            else:
+                yield number, (pictures, clips)
+
+    def _decoding(self, medium: Image | Video) -> Future[Any]:
+        from seedbed.media.tasks import Frames, Picture
+        from seedbed.media.workers import shared
+
+        # What was fetched is within the pipeline's own limit of bytes.
+        limits = Limits(bytes=max(USUAL.bytes, len(medium.data)))
+        if isinstance(medium, Video):
+            return shared().submit(Frames(self._sampling, _VIDEO, limits), medium.data)
+        return shared().submit(Picture(_PICTURE, limits=limits), medium.data)
+
+    # --- the model ------------------------------------------------------------------------------------
+
+    def _run(self, part: list[int], samples: list[Sample], vectors: Vectors) -> dict[int, str]:
+        refused = {
+            n: f"{len(sample)} tokens, but the model takes {self._limit}: shorten it, or add `?truncate=true` to the "
+            "embedder's URL, which cuts texts"
+            for n, sample in zip(part, samples, strict=True)
+            if len(sample) > self._limit
+        }
+        fits = [place for place, n in enumerate(part) if n not in refused]
+        if not fits:
+            return refused
+        kept = [samples[place] for place in fits]
+        self._usage.tokens += sum(map(len, kept))
+        self._usage.image_tokens += sum(sample.vision for sample in kept)
+        runner = self._runner
+        places = batches([len(sample) for sample in kept], runner.share(sum(map(len, kept))))
+        found = runner.run([[kept[b] for b in batch] for batch in places], self.space.dimensions)
+        for batch, made in zip(places, found, strict=True):
+            vectors[[part[fits[b]] for b in batch]] = made
+        for place in fits:
+            if not np.isfinite(vectors[part[place]]).all():
+                refused[part[place]] = "the model answered with NaN or infinite numbers, or has no memory for this one"
+        return refused
+
+
+def _slices(contents: Sequence[Content], numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Of as many media as are decoded at once."""
+    held, size = list[int](), 0
+    for number in numbers:
+        media = sum(_AS_PICTURES if part.modality == "video" else 1 for part in contents[number].media)
+        if held and size + media > _PICTURES:
+            yield held
+            held, size = [], 0
+        held.append(number)
+        size += media
+    if held:
+        yield held
+
+
+def _weight(content: Content) -> int:
+    """About how much work: bytes say how large pictures are before they are decoded."""
+    return sum(len(part.data) for part in content.media) + len(content.text)
