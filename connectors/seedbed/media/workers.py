@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import pickle
-import socket
-import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.connection import Connection
-from queue import LifoQueue
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
-
-from seedbed.errors import Fatal, RowError
+from seedbed.errors import RowError, SeedbedError
+from seedbed.media.process import Crashed, Process
+from seedbed.media.shared_memory import SLOTS
 from seedbed.media.tasks import Task
 
 R = TypeVar("R")
 _AHEAD = 2
-"""Files asked for beside those at work, so that no worker waits for its caller."""
+"""Files asked for beside those that the workers hold."""
+
+__all__ = ["Crashed", "Workers", "outcome", "shared"]
 
 
-class Crashed(RowError):
-    """The worker's process ended, or was ended, over a file."""
+@dataclass(slots=True)
+class _Job:
+    task: Task[Any]
+    data: bytes
+    answer: Future[Any] = field(default_factory=Future)
 
 
 class Workers:
@@ -36,10 +37,9 @@ class Workers:
 
     def __init__(self, count: int | None = None) -> None:
         self.count = count or len(os.sched_getaffinity(0))
-        self._threads = ThreadPoolExecutor(self.count, "media")
-        self._idle: LifoQueue[_Process | None] = LifoQueue()
-        for _ in range(self.count):
-            self._idle.put(None)
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._guard = threading.Lock()
+        self._lanes: list[_Lane] = []
         self._closed = False
 
     def __enter__(self) -> Workers:
@@ -52,7 +52,14 @@ class Workers:
 
     def submit(self, task: Task[R], data: bytes) -> Future[R]:
         """The future raises RowError for what is wrong with the file."""
-        return self._threads.submit(self._run, task, data)
+        job = _Job(task, data)
+        with self._guard:
+            if self._closed:
+                raise RuntimeError("these workers were closed")
+            if len(self._lanes) < self.count and not any(lane.idle for lane in self._lanes):
+                self._lanes.append(_Lane(self))
+            self._jobs.put(job)
+        return job.answer
 
     def map(self, task: Task[R], files: Iterable[bytes]) -> Iterator[R | RowError]:
         """Of each file in order what the task made of it, or what is wrong with it. No more files are taken than are
@@ -61,7 +68,7 @@ class Workers:
         try:
             for data in files:
                 held.append(self.submit(task, data))
-                if len(held) >= self.count + _AHEAD:
+                if len(held) >= self.count * SLOTS + _AHEAD:
                     first = outcome(held.popleft())
                     yield first
             while held:
@@ -73,104 +80,98 @@ class Workers:
 
     def close(self) -> None:
         """Ends the processes; what is being worked at is given up."""
-        self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        while not self._idle.empty():
-            process = self._idle.get()
-            if process is not None:
-                process.end()
+        with self._guard:
+            self._closed = True
+            lanes, self._lanes = self._lanes, []
+        for lane in lanes:
+            lane.give_up()
+            self._jobs.put(None)
+        for lane in lanes:
+            lane.end()
+        with suppress(Empty):
+            while (job := self._jobs.get_nowait()) is not None:
+                job.answer.cancel()
 
-    def _run(self, task: Task[R], data: bytes) -> R:
-        process = self._idle.get()
-        try:
-            if process is None:
-                process = _Process()
-            result = process.ask(task, data)
-        except Crashed:
-            process = None
-            raise
-        finally:
-            if self._closed and process is not None:
-                process.end()
-                process = None
-            self._idle.put(process)
-        if isinstance(result, RowError):
-            raise result
-        made: R = result
-        return made
+    def take(self, lane: _Lane, *, wait: bool) -> _Job | None:
+        """The next job; None at the end, or where none is there and nobody waits for one. A lane that has work leaves
+        a job to one that has none."""
+        if not wait and any(other.idle for other in self._lanes if other is not lane):
+            return None
+        with suppress(Empty):
+            while (job := self._jobs.get(block=wait)) is not None:
+                if job.answer.set_running_or_notify_cancel():
+                    return job
+        return None
 
 
-class _Process:
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        self._shared = os.memfd_create("seedbed-media")
-        path = os.pathsep.join(entry for entry in sys.path if entry)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "seedbed.media.worker", str(theirs.fileno()), str(self._shared)],
-                pass_fds=(theirs.fileno(), self._shared),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            )
-        self._connection = Connection(ours.detach())
+class _Lane:
+    """A thread and its process."""
 
-    def ask(self, task: Task[Any], data: bytes) -> Any:
-        """Raises Crashed; the process is gone then."""
-        overdue = threading.Event()
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._process: Process | None = None
+        self._ended = False
+        self.idle = True
+        self._thread = threading.Thread(target=self._work, name="seedbed-media", daemon=True)
+        self._thread.start()
 
-        def give_up() -> None:
-            overdue.set()
-            self._process.kill()
-
-        timer = threading.Timer(task.limits.patience, give_up)
-        timer.start()
-        try:
-            self._connection.send_bytes(pickle.dumps(task))
-            self._connection.send_bytes(data)
-            sizes = pickle.loads(self._connection.recv_bytes())
-            head = self._connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            self.end()
-            if overdue.is_set():
-                raise Crashed(f"decoding took more than {task.limits.patience:g} seconds") from error
-            raise self._crash() from error
-        finally:
-            timer.cancel()
-        return pickle.loads(head, buffers=self._arrays(sizes))
-
-    def _arrays(self, sizes: list[int]) -> Iterator[Any]:
-        if not sum(sizes):
-            return
-        with mmap.mmap(self._shared, sum(sizes), prot=mmap.PROT_READ) as memory:
-            view, start = memoryview(memory), 0
-            copies = []
-            for size in sizes:
-                copies.append(np.frombuffer(view[start : start + size], np.uint8).copy())
-                start += size
-            del view
-        # The next result may be smaller; what a large one took is given back.
-        os.ftruncate(self._shared, 0)
-        yield from copies
-
-    def _crash(self) -> RowError | Fatal:
-        status = self._process.returncode
-        if status is not None and status > 0:
-            return Fatal(
-                f"the decoding process does not start: it ended with status {status}",
-                hint="run `python -m seedbed.media.worker` to see why; pip install 'seedbed[media]'",
-            )
-        return Crashed(f"the decoder crashed over this file (signal {-(status or 0)})")
+    def give_up(self) -> None:
+        """What is being worked at."""
+        self._ended = True
+        if (process := self._process) is not None:
+            process.kill()
 
     def end(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        self._connection.close()
-        if self._shared >= 0:
-            os.close(self._shared)
-            self._shared = -1
+        self._thread.join()
+        if self._process is not None:
+            self._process.end()
+
+    def _work(self) -> None:
+        held: deque[tuple[int, _Job]] = deque()
+        slot = 0
+        while not self._ended:
+            self.idle = not held
+            job = self._workers.take(self, wait=not held) if len(held) < SLOTS else None
+            if job is not None:
+                self.idle = False
+                held.append((slot, job))
+                slot = (slot + 1) % SLOTS
+                if self._sent(held, [held[-1]]):
+                    continue
+            if held:
+                self._receive(held)
+        for _, job in held:
+            job.answer.set_exception(Crashed("the decoding was given up"))
+
+    def _sent(self, held: deque[tuple[int, _Job]], jobs: Iterable[tuple[int, _Job]]) -> bool:
+        try:
+            for slot, job in jobs:
+                self._process = self._process or Process()
+                self._process.send(slot, job.task, job.data)
+        except SeedbedError as error:
+            # It does not start, for none of them.
+            for _, job in held:
+                job.answer.set_exception(error)
+            held.clear()
+            return False
+        return len(held) < SLOTS
+
+    def _receive(self, held: deque[tuple[int, _Job]]) -> None:
+        assert self._process is not None
+        slot, job = held.popleft()
+        try:
+            result = self._process.receive(slot, job.task.limits.patience)
+        except Crashed as error:
+            self._process = None
+            job.answer.set_exception(error)
+            if not self._ended:
+                # The file behind it is not at fault.
+                self._sent(held, list(held))
+            return
+        if isinstance(result, RowError):
+            job.answer.set_exception(result)
+        else:
+            job.answer.set_result(result)
 
 
 def outcome(future: Future[R]) -> R | RowError:
