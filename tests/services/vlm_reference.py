@@ -17,14 +17,14 @@ HOME = Path(__file__).parents[2] / ".cache" / "torchvision-0.28.0"
 
 def ask(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """`asked` holds `texts`, `images` (uint8 arrays) and an `instruction`; see the program for what is answered."""
-    program = [sys.executable, str(Path(__file__).with_name("vlm_reference_program.py")), str(_library()), str(folder)]
+    program = [sys.executable, str(Path(__file__).with_name("vlm_reference_program.py")), str(library()), str(folder)]
     done = subprocess.run(program, input=pickle.dumps(asked), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     found: dict[str, Any] = pickle.loads(done.stdout)
     return found
 
 
-def _library() -> Path:
+def library() -> Path:
     """Made once a machine, by whichever worker comes first."""
     HOME.parent.mkdir(exist_ok=True)
     with FileLock(f"{HOME}.lock"):

@@ -1,6 +1,6 @@
 """1,000 photos of two megapixels decoded and brought to a model's size: one thread against the worker processes.
 
-python benchmarks/media.py > benchmarks/media.md
+python benchmarks/photos.py > benchmarks/photos.md
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from seedbed.media.fits import Fit, Grid, Within
 from seedbed.media.tasks import Picture
 from seedbed.media.workers import Workers
 
-PHOTOS, DISTINCT, ROUNDS = 300, 5, 3
+PHOTOS, DISTINCT, ROUNDS = 1000, 20, 3
 FITS: dict[str, Fit] = {
     "Ark, at most 1,312 tokens of 784 px": Within(1312 * 784),
     "Qwen3-VL, at most 1,843,200 px": Grid(32, 4096, 1_843_200),

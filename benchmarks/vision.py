@@ -1,0 +1,131 @@
+"""The vision-language path on a tiny random checkpoint: what padding costs on a mixed corpus, and texts a second
+against sentence-transformers on the same checkpoint.
+
+    python benchmarks/vision.py > benchmarks/vision.md
+
+sentence-transformers wants torchvision for such a checkpoint: the tests' folder of it is used (tests/services).
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+import numpy as np
+
+from media.samples import picture, video
+from seedbed import Content
+from seedbed.content import Image, Video
+from seedbed.embedders.local import local
+from seedbed.embedders.vision import VisionEmbedder
+from seedbed.embedders.vision_model import VisionModel
+from seedbed.embedders.vision_prompt import Sample
+from seedbed.protocols import Vectors
+from services import tiny_vlm, vlm_reference
+
+TEXTS, ROUNDS, SEED = 512, 5, 20240229
+WORDS = " ".join(tiny_vlm.CORPUS).split()
+
+
+def corpus(count: int) -> list[str]:
+    """Of log-normally many words, 2 to 200, median 30."""
+    rng = np.random.default_rng(SEED)
+    lengths = np.clip(rng.lognormal(np.log(30), 0.8, count), 2, 200).astype(int)
+    return [" ".join(rng.choice(WORDS, length)) for length in lengths]
+
+
+def mixture() -> list[Content]:
+    """256 texts, 96 pictures of many sizes (half with a text), 16 clips."""
+    rng = np.random.default_rng(SEED)
+    texts = corpus(400)
+    made = [Content.of(text) for text in texts[:256]]
+    for number in range(96):
+        width, height = (int(side) for side in rng.integers(100, 900, 2))
+        image = Image(picture(width, height, seed=number))
+        made.append(Content.of(image) if number % 2 else Content.of(texts[256 + number], image))
+    made += [Content.of(Video(video(frames=int(rng.integers(8, 60)), rate=4))) for _ in range(16)]
+    return [made[int(number)] for number in rng.permutation(len(made))]
+
+
+def padding(embedder: VisionEmbedder, contents: Sequence[Content]) -> float:
+    """The share of tokens that were only padding."""
+    whole = VisionModel.pooled
+    used = padded = 0
+
+    def counted(self: VisionModel, samples: Sequence[Sample], dimensions: int, **more: Any) -> Vectors:
+        nonlocal used, padded
+        used += sum(map(len, samples))
+        padded += len(samples) * max(map(len, samples))
+        return whole(self, samples, dimensions, **more)
+
+    VisionModel.pooled = counted  # type: ignore[method-assign]
+    try:
+        embedder.embed(contents)
+    finally:
+        VisionModel.pooled = whole  # type: ignore[method-assign]
+    return 1 - used / padded
+
+
+def sentence_transformers(folder: Path) -> Any:
+    sys.path.append(str(vlm_reference.library()))
+    import torch
+
+    made: Any = torch.library.Library
+    library = made("torchvision", "DEF")
+    for name in ("nms(Tensor dets, Tensor scores, float iou_threshold)", "qnms(Tensor dets, Tensor scores, float t)"):
+        library.define(f"{name} -> Tensor")
+    sentence_transformers.library = library  # type: ignore[attr-defined]
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+def seconds(work: Any) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = tiny_vlm.build(Path(place) / "tiny")
+        # Before transformers is imported, which looks once for what there is.
+        theirs = sentence_transformers(folder)
+        embedder = local(f"local:{folder}?dtype=float32", {})
+        assert isinstance(embedder, VisionEmbedder)
+        waste = padding(embedder, mixture())
+        texts = corpus(TEXTS)
+        system = {"role": "system", "content": [{"type": "text", "text": "Represent the user's input."}]}
+        turns = [[system, {"role": "user", "content": [{"type": "text", "text": text}]}] for text in texts]
+        contents = [Content.of(text) for text in texts]
+        found = theirs.encode(turns, show_progress_bar=False)
+        near = float(np.einsum("ij,ij->i", embedder.embed(contents), np.asarray(found)).min())
+        ours, others, bare = list[float](), list[float](), list[float]()
+        for _ in range(ROUNDS):
+            others.append(seconds(lambda: theirs.encode(turns, show_progress_bar=False)))
+            ours.append(seconds(lambda: embedder.embed(contents)))
+            bare.append(seconds(lambda: theirs.encode(texts, show_progress_bar=False)))
+    ratio = statistics.median(b / a for a, b in zip(ours, others, strict=True))
+    easier = statistics.median(b / a for a, b in zip(ours, bare, strict=True))
+    print("# The vision-language path on a tiny random checkpoint\n")
+    import torch
+
+    print(f"{torch.get_num_threads()} threads, float32, {ROUNDS} rounds in turn, medians; no statement on quality.\n")
+    print("| | |\n|---|---|")
+    print(f"| padding on 256 texts, 96 pictures and 16 clips | {waste:.1%} (target: at most 10 %) |")
+    print(f"| texts a second, {TEXTS} texts | {TEXTS / statistics.median(ours):.0f} |")
+    print(f"| sentence-transformers, the same conversations | {TEXTS / statistics.median(others):.0f} |")
+    print(f"| times sentence-transformers | {ratio:.2f} (target: 1.3) |")
+    print(f"| times sentence-transformers given bare texts, without the system's turn | {easier:.2f} |")
+    print(f"| smallest cosine to it | {near:.6f} |")
+
+
+if __name__ == "__main__":
+    main()
