@@ -21,6 +21,7 @@ _NAMES = {
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "preprocessor_config.json",
 }
 _TOKENIZER_MODEL = ".model"
 

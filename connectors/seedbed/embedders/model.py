@@ -40,15 +40,18 @@ class Model:
         return dtype
 
     def to(self, dtype: torch.dtype) -> None:
-        self._transformer.to(dtype)
+        """Changes what is stored with the model and no more: `module.to` would round the frequencies of rotary
+        positions too, which are kept in float32, and no change back would mend them."""
+        for tensor in self._transformer.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The parameters and buffers as they are, for `restore` after a change of format."""
+        """What is stored with the model, as it is, for `restore` after a change of format."""
         return {name: tensor.detach() for name, tensor in self._transformer.state_dict(keep_vars=True).items()}
 
     def restore(self, weights: dict[str, torch.Tensor]) -> None:
-        dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
-        self._transformer.to(dtype)
+        self.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
         self._transformer.load_state_dict(weights)
 
     @torch.inference_mode()
@@ -96,7 +99,9 @@ def _load(folder: Path, dtype: torch.dtype, attention: str = "") -> Any:
     chosen = {"attn_implementation": attention} if attention else {}
     with _quiet():
         try:
-            return transformers.AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True, **chosen)
+            model, told = transformers.AutoModel.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True, **chosen
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError(
@@ -104,6 +109,15 @@ def _load(folder: Path, dtype: torch.dtype, attention: str = "") -> Any:
                 setting="embedder.url",
                 hint="name a complete folder of a model that transformers knows without code of its own",
             ) from error
+    # A pooler that was not stored is made up and never asked.
+    missing = sorted(name for name in told["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ConfigError(
+            f"{folder} lacks {len(missing)} of the model's weights, first {missing[0]}",
+            setting="embedder.url",
+            hint="download it again: transformers would go on with random numbers in their place",
+        )
+    return model
 
 
 @contextmanager
