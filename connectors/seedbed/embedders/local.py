@@ -23,14 +23,13 @@ from seedbed.embedders.folder import find
 from seedbed.embedders.options import Options, Settings
 from seedbed.embedders.tokens import Tokens, batches
 from seedbed.embedders.unicode import unreadable
-from seedbed.embedders.vision import OPTIONS as VISION_OPTIONS
-from seedbed.embedders.vision import VisionEmbedder
 from seedbed.errors import ContentsRefused, MissingDependency
 from seedbed.identity import Space
 from seedbed.protocols import Usage, Vectors
 
 if TYPE_CHECKING:
     from seedbed.embedders.runner import Runner
+    from seedbed.embedders.vision import VisionEmbedder
 
 PROFILE = 1
 """Instruction before the text, tokenizer.json as it is, right padding: raised when any of that changes."""
@@ -41,11 +40,20 @@ _SLICE = 256
 
 
 def local(url: str, settings: Mapping[str, Any]) -> LocalEmbedder | VisionEmbedder:
-    """The embedder of a `local:` URL, by what the folder's config.json says it is."""
-    folder = find(Options.parse(url, VISION_OPTIONS).target)
-    if model_type(folder.path) == "qwen3_vl":
-        return VisionEmbedder(folder, Options.parse(url, VISION_OPTIONS), settings)
-    return LocalEmbedder(url, settings)
+    """The embedder of a `local:` URL, by what the folder's config.json says it is. Raises MissingDependency where it
+    takes pictures and nothing that decodes them is installed: text alone needs none of that."""
+    folder = find(Options.target_of(url))
+    if model_type(folder.path) != "qwen3_vl":
+        return LocalEmbedder(url, settings)
+    try:
+        from seedbed.embedders.vision import OPTIONS, VisionEmbedder
+    except ModuleNotFoundError as missing:
+        raise MissingDependency(
+            f"this model takes pictures, which needs the package {missing.name!r}, which is not installed",
+            setting="embedder.url",
+            hint="pip install 'seedbed[local,media]'",
+        ) from missing
+    return VisionEmbedder(folder, Options.parse(url, OPTIONS), settings)
 
 
 class LocalEmbedder:

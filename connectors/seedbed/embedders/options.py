@@ -21,8 +21,7 @@ class Options:
 
     @classmethod
     def parse(cls, url: str, known: Iterable[str]) -> Options:
-        _, _, rest = url.partition(":")
-        target, _, query = rest.partition("?")
+        target, query = cls.target_of(url), url.partition("?")[2]
         values = dict(parse_qsl(query, keep_blank_values=True))
         names = sorted(known)
         for name in values:
@@ -34,6 +33,11 @@ class Options:
                     hint=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}",
                 )
         return cls(target, values)
+
+    @staticmethod
+    def target_of(url: str) -> str:
+        """What stands between the scheme and the options, before anybody knows which options there are."""
+        return url.partition(":")[2].partition("?")[0]
 
     def text(self, name: str) -> str | None:
         return self.values.get(name) or None
