@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from seedbed.content import Image, Video
 from seedbed.embedders import runner as runners
 from seedbed.embedders.local import LocalEmbedder, local
 from seedbed.embedders.options import Options
+from seedbed.embedders.tokens import packed
 from seedbed.embedders.vision import OPTIONS, VisionEmbedder
 from seedbed.embedders.vision_model import VisionModel
 from seedbed.embedders.vision_prompt import Prompts, Sample, sentence
@@ -27,6 +30,8 @@ from seedbed.media.fits import Grid
 from seedbed.protocols import Vectors
 from services import tiny_vlm, vlm_reference
 
+NOTHING = 2
+"""Tokens of `NULL`, which stands where a content is empty."""
 TEXTS = ["a photo of a cat", "", "numbers 0123456789\n\nand more lines\n", "把文字和图片变成向量。", "fox " * 200]
 
 
@@ -223,7 +228,48 @@ def test_usage_and_counts(folder: Path) -> None:
     assert one.usage.tokens == counted[0]
     one.embed([Content.of(Image(picture(200, 120)))])
     assert one.usage.image_tokens == 6 * 4
-    assert counted[1] > 1800
+    pictures = [content for content in MIXTURES if content.modality in ("image", "image+text")]
+    before = one.usage.tokens
+    one.embed(pictures)
+    assert one.usage.tokens - before == one.count_tokens(pictures).sum()
+    assert one.count_tokens([Content.of(Image(b"no picture"))])[0] == one.count_tokens([Content.of("")])[0] - NOTHING
+    assert counted[1] < 1800
+
+
+def test_batches_of_a_mixed_corpus_waste_little() -> None:
+    lengths = np.random.default_rng(5).lognormal(4.5, 1.0, 500).astype(int) + 30
+    for budget in (1024, 8192, 32768):
+        places = packed(lengths.tolist(), budget)
+        assert sorted(n for batch in places for n in batch) == list(range(500))
+        for batch in places:
+            padded = len(batch) * max(lengths[batch])
+            assert padded <= budget or len(batch) == 1
+            assert lengths[batch].sum() >= 0.9 * padded
+
+
+def test_a_picture_is_not_taken_for_texts_in_one_row(embedder: VisionEmbedder) -> None:
+    """transformers 4.57 reads the first row of positions so where no mask is given, and 5 where there are four."""
+    ((_, samples, _),) = embedder._prepared([MIXTURES[2]], [0], "document")
+    (model,) = embedder._runner._models
+    assert isinstance(model, VisionModel)
+    places = model._positions(samples, [0], len(samples[0]))
+    np.testing.assert_array_equal(places[0, 0], np.arange(len(samples[0])))
+    ids = torch.tensor([samples[0].ids])
+    theirs, _ = model._transformer.get_rope_index(
+        ids,
+        mm_token_type_ids=(ids == model._image).int(),
+        image_grid_thw=model._pixels(samples)["image_grid_thw"],
+    )
+    np.testing.assert_array_equal(places[1:], theirs.numpy())
+
+
+def test_a_text_model_needs_nothing_that_decodes() -> None:
+    code = (
+        "import sys; sys.modules['av'] = sys.modules['PIL'] = None\n"
+        "import seedbed; print(seedbed.embedder('local:minilm').space.dimensions)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "384", done.stderr
 
 
 def test_options_that_change_vectors_change_the_space(folder: Path) -> None:

@@ -84,3 +84,20 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         found.append(order[start : start + size])
         start += size
     return found
+
+
+def packed(lengths: Sequence[int], budget: int, waste: float = 0.1) -> list[list[int]]:
+    """As `batches`; a batch ends as well where more than a share `waste` of it would be padding."""
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    found: list[list[int]] = []
+    longest = used = 0
+    for position in order:
+        length = lengths[position]
+        padded = longest * (len(found[-1]) + 1) if found else 0
+        if found and padded <= budget and used + length >= (1 - waste) * padded:
+            found[-1].append(position)
+            used += length
+        else:
+            found.append([position])
+            longest = used = length
+    return found

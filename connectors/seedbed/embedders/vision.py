@@ -22,11 +22,12 @@ from seedbed.content import Content, Image, Kind, Video
 from seedbed.embedders.card import Card, read_card
 from seedbed.embedders.folder import Folder
 from seedbed.embedders.options import Options, Settings
-from seedbed.embedders.tokens import batches
+from seedbed.embedders.tokens import packed
 from seedbed.embedders.unicode import unreadable
-from seedbed.embedders.vision_prompt import Prompts, Sample
+from seedbed.embedders.vision_prompt import Prompts, Sample, cells
 from seedbed.errors import ContentsRefused, MissingDependency, RowError
 from seedbed.identity import Space
+from seedbed.media import pictures
 from seedbed.media.clips import Clip, Sampling, Share
 from seedbed.media.fits import Grid
 from seedbed.media.limits import USUAL, Limits
@@ -104,17 +105,14 @@ class VisionEmbedder:
         return vectors
 
     def count_tokens(self, contents: Sequence[Content], kind: Kind = "document") -> npt.NDArray[np.int64]:
-        """Of texts exactly; a picture counts as one of the most tokens, a video as one of a minute or so: what they
-        take is known once they are decoded."""
+        """Of texts and pictures exactly, by the pictures' headers; a video counts as one of a minute or so: what it
+        takes is known once it is decoded. A file that is no picture counts nothing."""
         texts = [content.text for content in contents]
         for number in unreadable(texts):
             texts[number] = ""
-        counts = np.array([len(sample) for sample in self._prompts[kind].worded(texts)], np.int64)
-        for number, content in enumerate(contents):
-            for part in content.parts:
-                if part.modality != "text":
-                    counts[number] += 1802 if part.modality == "image" else _VIDEO_TOKENS
-        return counts
+        bare = [bool(content.media) for content in contents]
+        counts = np.array([len(sample) for sample in self._prompts[kind].worded(texts, bare=bare)], np.int64)
+        return counts + np.array([_media_tokens(content) for content in contents], np.int64)
 
     def provenance(self) -> Mapping[str, str]:
         """Loads the model: which format it runs in is known only then."""
@@ -172,8 +170,9 @@ class VisionEmbedder:
     ) -> Iterator[tuple[list[int], list[Sample], dict[int, str]]]:
         """Slices of contents as samples, those of text alone first, of about the same length together; and what cannot
         be decoded."""
+        weights = {n: _media_tokens(contents[n]) + len(contents[n].text) // 4 for n in wanted}
         worded = sorted((n for n in wanted if not contents[n].media), key=lambda n: -len(contents[n].text))
-        mixed = sorted((n for n in wanted if contents[n].media), key=lambda n: -_weight(contents[n]))
+        mixed = sorted((n for n in wanted if contents[n].media), key=lambda n: -weights[n])
         cut = self._limit if self._truncate else None
         for start in range(0, len(worded), _TEXTS):
             part = worded[start : start + _TEXTS]
@@ -184,8 +183,8 @@ class VisionEmbedder:
                 if isinstance(found, RowError):
                     refused[number] = found.message
                     continue
-                pictures, clips = found
-                samples.append(self._prompts[kind].mixed(contents[number], pictures, clips, cut))
+                images, clips = found
+                samples.append(self._prompts[kind].mixed(contents[number], images, clips, cut))
                 part.append(number)
             yield part, samples, refused
 
@@ -195,18 +194,18 @@ class VisionEmbedder:
         """In worker processes, several at once."""
         jobs = [(number, [self._decoding(medium) for medium in contents[number].media]) for number in part]
         for number, decoding in jobs:
-            pictures, clips = list[Pixels](), list[Clip]()
+            images, clips = list[Pixels](), list[Clip]()
             try:
                 for job in decoding:
                     found = job.result()
                     if isinstance(found, Clip):
                         clips.append(found)
                     else:
-                        pictures.append(found)
+                        images.append(found)
             except RowError as error:
                 yield number, error
             else:
-                yield number, (pictures, clips)
+                yield number, (images, clips)
 
     def _decoding(self, medium: Image | Video) -> Future[Any]:
         from seedbed.media.tasks import Frames, Picture
@@ -234,7 +233,7 @@ class VisionEmbedder:
         self._usage.tokens += sum(map(len, kept))
         self._usage.image_tokens += sum(sample.vision for sample in kept)
         runner = self._runner
-        places = batches([len(sample) for sample in kept], runner.share(sum(map(len, kept))))
+        places = packed([len(sample) for sample in kept], runner.share(sum(map(len, kept))))
         found = runner.run([[kept[b] for b in batch] for batch in places], self.space.dimensions)
         for batch, made in zip(places, found, strict=True):
             vectors[[part[fits[b]] for b in batch]] = made
@@ -258,6 +257,14 @@ def _slices(contents: Sequence[Content], numbers: Sequence[int]) -> Iterator[lis
         yield held
 
 
-def _weight(content: Content) -> int:
-    """About how much work: bytes say how large pictures are before they are decoded."""
-    return sum(len(part.data) for part in content.media) + len(content.text)
+def _media_tokens(content: Content) -> int:
+    """With the marks around each picture."""
+    return sum(_picture_tokens(part.data) if isinstance(part, Image) else _VIDEO_TOKENS for part in content.media)
+
+
+def _picture_tokens(data: bytes) -> int:
+    try:
+        wide, high = _PICTURE.size(*pictures.size(data))
+    except RowError:
+        return 0
+    return cells(high, wide) + 2

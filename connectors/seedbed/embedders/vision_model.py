@@ -39,7 +39,8 @@ class VisionModel(Model):
 
     @torch.inference_mode()
     def pooled(self, samples: Sequence[Sample], dimensions: int, *, left: bool = False) -> Vectors:
-        """`left` pads before the tokens and not after them, which changes nothing but the work."""
+        """`left` pads before the tokens and not after them, which changes nothing but the work: on the right no mask
+        is needed, since no token of a causal model looks there, and attention is faster without one."""
         lengths = [len(sample) for sample in samples]
         longest = max(lengths)
         starts = [longest - length if left else 0 for length in lengths]
@@ -49,7 +50,7 @@ class VisionModel(Model):
             tokens[row, start : start + len(sample)] = sample.ids
             mask[row, start : start + len(sample)] = 1
         inputs: dict[str, Any] = {"input_ids": self._moved(tokens)}
-        if min(lengths) < longest:
+        if left and min(lengths) < longest:
             inputs["attention_mask"] = self._moved(mask)
         if left or any(sample.vision for sample in samples):
             inputs["position_ids"] = self._moved(self._positions(samples, starts, longest))
@@ -61,9 +62,12 @@ class VisionModel(Model):
         return np.ascontiguousarray(units.cpu().numpy(), np.float32)
 
     def _positions(self, samples: Sequence[Sample], starts: Sequence[int], longest: int) -> Any:
-        made = np.ones((3, len(samples), longest), np.int64)
+        """int64 (4, n, longest): running numbers, then time, row and column. Without the first of them transformers
+        4.57 takes the pads of a picture, which share a time, for texts packed into one row."""
+        made = np.ones((4, len(samples), longest), np.int64)
+        made[0] = np.arange(longest)
         for row, (sample, start) in enumerate(zip(samples, starts, strict=True)):
-            made[:, row, start : start + len(sample)] = positions(sample, self._image, self._video)
+            made[1:, row, start : start + len(sample)] = positions(sample, self._image, self._video)
         return made
 
     def _pixels(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:

@@ -65,9 +65,13 @@ class Prompts:
         """Tokens of a content beside its own."""
         return len(self._head) + len(self._user) + len(self._tail)
 
-    def worded(self, texts: Sequence[str], limit: int | None = None) -> list[Sample]:
-        """Samples of text alone; where there is a `limit`, texts are cut to it."""
-        rows = self._encoded([f"user\n{text or EMPTY}" for text in texts])
+    def worded(
+        self, texts: Sequence[str], limit: int | None = None, bare: Sequence[bool] | None = None
+    ) -> list[Sample]:
+        """Samples of text alone; where there is a `limit`, texts are cut to it. Those that are `bare` stand beside
+        media, and may be empty."""
+        bare = bare or [False] * len(texts)
+        rows = self._encoded([f"user\n{text or EMPTY * (not alone)}" for text, alone in zip(texts, bare, strict=True)])
         room = None if limit is None else limit - len(self._head) - len(self._tail)
         return [Sample([*self._head, *row[:room], *self._tail]) for row in rows]
 
@@ -81,7 +85,7 @@ class Prompts:
             pads = cells(*picture.shape[:2])
             ids += [self._start, *[self._image] * pads, self._stop]
             vision += pads
-        text = self._encoded([content.text])[0] if content.text.strip() else []
+        text = self._encoded([content.text])[0]
         if limit is not None:
             text = text[: max(0, limit - len(ids) - len(self._tail))]
         frames = [clip.frames for clip in videos]

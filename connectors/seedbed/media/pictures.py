@@ -54,6 +54,15 @@ def pixels(data: bytes, fit: Fit | None = None, limits: Limits = USUAL, *, reduc
     return np.array(rgb(data, fit, limits, reduce=reduce))
 
 
+def size(data: bytes) -> tuple[int, int]:
+    """Width and height by the header, nothing decoded. Raises RowError for what is no picture."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return image.size
+    except _BROKEN as error:
+        raise RowError(f"the picture cannot be read: {error}") from error
+
+
 def _rgb(image: Image.Image, fit: Fit | None, limits: Limits, reduce: bool) -> Image.Image:
     width, height = image.size
     if width * height > limits.pixels:
