@@ -25,7 +25,6 @@ from seedbed import Content
 from seedbed.content import Image, Video
 from seedbed.embedders.local import local
 from seedbed.embedders.vision import VisionEmbedder
-from seedbed.embedders.vision_model import VisionModel
 from seedbed.embedders.vision_prompt import Sample
 from seedbed.protocols import Vectors
 from services import tiny_vlm, vlm_reference
@@ -56,10 +55,12 @@ def mixture() -> list[Content]:
 
 def padding(embedder: VisionEmbedder, contents: Sequence[Content]) -> float:
     """The share of tokens that were only padding."""
+    from seedbed.embedders.vision_model import VisionModel
+
     whole = VisionModel.pooled
     used = padded = 0
 
-    def counted(self: VisionModel, samples: Sequence[Sample], dimensions: int, **more: Any) -> Vectors:
+    def counted(self: Any, samples: Sequence[Sample], dimensions: int, **more: Any) -> Vectors:
         nonlocal used, padded
         used += sum(map(len, samples))
         padded += len(samples) * max(map(len, samples))
@@ -73,7 +74,8 @@ def padding(embedder: VisionEmbedder, contents: Sequence[Content]) -> float:
     return 1 - used / padded
 
 
-def sentence_transformers(folder: Path) -> Any:
+def torchvision() -> Any:
+    """Before transformers is imported, which looks once for what there is."""
     sys.path.append(str(vlm_reference.library()))
     import torch
 
@@ -81,10 +83,7 @@ def sentence_transformers(folder: Path) -> Any:
     library = made("torchvision", "DEF")
     for name in ("nms(Tensor dets, Tensor scores, float iou_threshold)", "qnms(Tensor dets, Tensor scores, float t)"):
         library.define(f"{name} -> Tensor")
-    sentence_transformers.library = library  # type: ignore[attr-defined]
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(str(folder), device="cpu")
+    return library
 
 
 def seconds(work: Any) -> float:
@@ -94,10 +93,12 @@ def seconds(work: Any) -> float:
 
 
 def main() -> None:
+    _kept = torchvision()
+    from sentence_transformers import SentenceTransformer
+
     with tempfile.TemporaryDirectory() as place:
         folder = tiny_vlm.build(Path(place) / "tiny")
-        # Before transformers is imported, which looks once for what there is.
-        theirs = sentence_transformers(folder)
+        theirs = SentenceTransformer(str(folder), device="cpu")
         embedder = local(f"local:{folder}?dtype=float32", {})
         assert isinstance(embedder, VisionEmbedder)
         waste = padding(embedder, mixture())
