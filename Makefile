@@ -27,6 +27,8 @@ soak: $(READY)
 	$(BIN)/python benchmarks/sync.py | tee benchmarks/sync.md
 	$(BIN)/python benchmarks/plan_cost.py | tee benchmarks/plan_cost.md
 	$(BIN)/python benchmarks/minilm.py | tee benchmarks/minilm.md
+	$(BIN)/python benchmarks/photos.py | tee benchmarks/photos.md
+	$(BIN)/python benchmarks/vision.py | tee benchmarks/vision.md
 	$(BIN)/python benchmarks/ark.py | tee benchmarks/ark.md
 	$(BIN)/python benchmarks/serve.py | tee benchmarks/serve.md
 	$(BIN)/python benchmarks/sinks.py | tee benchmarks/sinks.md

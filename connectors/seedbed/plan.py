@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from seedbed.content import Content, Text
 from seedbed.diff import Differ, PageDiff
 from seedbed.embedding import EmbeddingStage
 from seedbed.errors import ServiceError
@@ -45,11 +46,17 @@ def plan(session: Session) -> PlanReport:
     report.deleted = len(gone)
     _calibrate(session, report)
     if report.tokens is not None and session.declaration.prices.text:
-        report.cost = session.prices.cost(report.tokens)
+        share = report.image_tokens / report.tokens if report.tokens else 0.0
+        report.cost = _cost(session, report.tokens, share)
         if report.tokens_range is not None:
-            least, most = (session.prices.cost(tokens) for tokens in report.tokens_range)
+            least, most = (_cost(session, tokens, share) for tokens in report.tokens_range)
             report.cost_range = (least, most)
     return report
+
+
+def _cost(session: Session, tokens: int, images: float) -> float:
+    """`images` is the share of the tokens that pictures and video make."""
+    return session.prices.cost(tokens * (1 - images), tokens * images)
 
 
 def _calibrate(session: Session, report: PlanReport) -> None:
@@ -62,7 +69,7 @@ def _calibrate(session: Session, report: PlanReport) -> None:
         # Half as much and half again with nothing known, narrowing as calls are counted.
         doubt = 0.5 * (1 - told.calls / CALIBRATED)
         report.tokens_range = (round(report.tokens * ratio * (1 - doubt)), round(report.tokens * ratio * (1 + doubt)))
-    report.tokens = round(report.tokens * ratio)
+    report.tokens, report.image_tokens = round(report.tokens * ratio), round(report.image_tokens * ratio)
 
 
 def _destination(session: Session, pipeline: int | None, outlet: Outlet) -> Destination | None:
@@ -95,3 +102,6 @@ def _add_tokens(session: Session, report: PlanReport, found: PageDiff) -> None:
         report.tokens = None
     elif missing:
         report.tokens += int(embedder.count_tokens(missing).sum())
+        mixed = [content for content in missing if content.modality != "text"]
+        texts = [Content(tuple(part for part in content.parts if isinstance(part, Text))) for content in mixed]
+        report.image_tokens += int(embedder.count_tokens(mixed).sum() - embedder.count_tokens(texts).sum())

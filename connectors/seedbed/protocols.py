@@ -21,6 +21,7 @@ from seedbed.identity import KeyRange, Space
 if TYPE_CHECKING:
     from seedbed.embedders.account import Keeper
     from seedbed.embedders.budget import Budget
+    from seedbed.media.limits import Limits
 
 Vectors = npt.NDArray[np.float32]
 """float32, C-contiguous, shape (n, dimensions)."""
@@ -193,6 +194,14 @@ class TakesMedia(Protocol):
     def takes(self) -> frozenset[str]:
         """Which of `text`, `image` and `video` a content may have."""
         ...
+
+
+@runtime_checkable
+class DecodesMedia(Protocol):
+    """An embedder that decodes pictures and video here."""
+
+    limits: Limits
+    """What one file may cost; set before the first call."""
 
 
 def modalities(embedder: Embedder) -> frozenset[str]:

@@ -86,6 +86,8 @@ class PlanReport:
     skipped: int = 0
     failed: int = 0
     tokens: int | None = 0
+    image_tokens: int = 0
+    """Those of `tokens` that pictures and video make."""
     cost: float | None = None
     currency: str = ""
     tokens_range: tuple[int, int] | None = None
@@ -93,4 +95,5 @@ class PlanReport:
     """Where tokens are estimated: (least, most), as long as too few calls have told how far the estimate is off."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if not name.endswith("_range") or value is not None}
+        told = {name: value for name, value in asdict(self).items() if name != "image_tokens"}
+        return {name: value for name, value in told.items() if not name.endswith("_range") or value is not None}

@@ -23,6 +23,7 @@ from seedbed.protocols import (
     CanFetch,
     CanSpend,
     CollectionSpec,
+    DecodesMedia,
     Embedder,
     Sink,
     Source,
@@ -80,6 +81,10 @@ class Session:
         config = self.declaration.embedder
         embedder = registry.embedder(config.url, **settings(config))
         self._stack.callback(embedder.close)
+        if isinstance(embedder, DecodesMedia):
+            from seedbed.media.settings import limits
+
+            embedder.limits = limits(self.declaration.media)
         return embedder
 
     def govern(self, run: str) -> None:

@@ -38,6 +38,8 @@ def table(pg_url: str) -> psycopg.Connection[Any]:
 
 @pytest.fixture
 def make(pg_url: str, tmp_path: Path) -> Make:
+    (tmp_path / "photos").mkdir()
+
     def build(**changes: Any) -> Pipeline:
         declared: dict[str, Any] = {
             "name": "items",
@@ -103,7 +105,6 @@ def test_a_store_that_comes_later_is_filled_without_a_download(
 
 
 def test_bytes_paths_lists_and_data_urls(make: Make, table: psycopg.Connection[Any], tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(picture(seed=1))
     (tmp_path / "photos" / "b.png").write_bytes(picture(seed=2))
     url = f"data:image/png;base64,{base64.b64encode(picture(seed=3)).decode()}"
@@ -153,7 +154,6 @@ def test_a_missing_part(make: Make, table: psycopg.Connection[Any], web: Web, mi
 def test_a_row_whose_picture_cannot_be_had_keeps_its_old_vector(
     make: Make, table: psycopg.Connection[Any], web: Web, tmp_path: Path
 ) -> None:
-    (tmp_path / "photos").mkdir()
     (tmp_path / "secret.png").write_bytes(picture())
     good = web.put("/1.png", picture(), ETag='"1"')
     fill(table, (1, "a", good), (2, "b", good))
@@ -240,9 +240,30 @@ def test_memory_is_bounded_by_batches_of_bytes(make: Make, table: psycopg.Connec
     assert max(sizes) < 40_000 + 64 * len(picture()) * 2
 
 
+def test_a_plan_counts_pictures_that_nobody_has_seen_at_their_own_price(
+    make: Make, table: psycopg.Connection[Any], web: Web
+) -> None:
+    fill(table, *((n, "a" * 40, web.put(f"/{n}.png", picture(seed=n), ETag=f'"{n}"')) for n in range(1, 5)))
+    ark = {"url": "ark:doubao-embedding-vision-250615", "api_key": "any"}
+    prices = {"text": 1.0, "image": 1000.0}
+    plan = make(embedder=ark, prices=prices).plan()
+    assert plan.tokens == 4 * (30 + 1312)
+    assert plan.cost == pytest.approx((4 * 30 * 1.0 + 4 * 1312 * 1000.0) / 1e6)
+    assert not any(asked.startswith("GET") for asked in web.asked)
+
+
+def test_the_pipelines_limits_are_the_decoders(make: Make, table: psycopg.Connection[Any]) -> None:
+    fill(table, (1, "a", None, None, picture(64, 48)), (2, "b", None, None, picture(200, 200)))
+    media = {"max_pixels": 10_000}
+    report = make(content={"image": "raw"}, embedder={"url": "conse:minilm"}, media=media).sync()
+    assert counts(report) == {"embedded": 1, "upserted": 1, "failed": 1}
+    assert "200x200 pixels, more than 10,000" in (report.first_failure or "")
+
+
 @pytest.mark.parametrize(
     ("changes", "setting", "words"),
     [
+        ({"media": {"roots": ["not-there"]}}, "media.roots", "no folder"),
         ({"content": {"image": "foto"}}, "content.image", "no column 'foto'"),
         ({"content": {"image": "id"}}, "content.image", "holds no image"),
         ({"content": {"image": "raw"}, "embedder": {"url": "local:minilm"}}, "embedder.url", "takes text"),

@@ -25,6 +25,7 @@ from seedbed.embedders.reply import Reply, headers_of
 from seedbed.embedders.wire import body_of, checked, decoded, media_part, no_answer, said, start_of
 from seedbed.errors import ConfigError, Fatal, RowError, SeedbedError
 from seedbed.identity import Space
+from seedbed.media.limits import USUAL, Limits
 from seedbed.protocols import Usage
 
 _OVERHEAD = 20
@@ -63,9 +64,22 @@ def ark(url: str, settings: Mapping[str, Any]) -> RemoteEmbedder:
         in_flight=options.whole("in_flight") or 64,
         seconds=options.seconds("seconds") or 60.0,
     )
-    return RemoteEmbedder(
-        lambda: space, calls, api, usage, {"service": urlsplit(endpoint).netloc, "model": options.target}
-    )
+    told = {"service": urlsplit(endpoint).netloc, "model": options.target}
+    return ArkEmbedder(lambda: space, calls, api, usage, told)
+
+
+class ArkEmbedder(RemoteEmbedder):
+    """As RemoteEmbedder, and protocols.DecodesMedia: pictures are brought to size here."""
+
+    _api: ArkApi
+
+    @property
+    def limits(self) -> Limits:
+        return self._api.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._api.limits = limits
 
 
 class ArkApi:
@@ -81,6 +95,7 @@ class ArkApi:
         kinds: tuple[Kind, Kind] = ("document", "query")
         self._prompting = {kind: Prompting.of(FAMILIES[family], settings, kind, target) for kind in kinds}
         self._base64 = True
+        self.limits = USUAL
 
     def groups(self, contents: Sequence[Content]) -> list[list[int]]:
         return [[number] for number in range(len(contents))]
@@ -90,7 +105,7 @@ class ArkApi:
             return content
         from seedbed.embedders.ark_media import prepared
 
-        return await prepared(content)
+        return await prepared(content, self.limits)
 
     def request(self, contents: Sequence[Content], kind: Kind) -> bytes:
         prompting = self._prompting[kind]
@@ -155,7 +170,7 @@ class ArkApi:
 
     @staticmethod
     def _media(content: Content, *, most: bool) -> float:
-        if not content.media:
+        if content.modality == "text":
             return 0.0
         from seedbed.embedders import ark_media
 

@@ -117,7 +117,7 @@ def _encoded(clip: clips.Clip) -> bytes:
     return made.getvalue()
 
 
-async def prepared(content: Content) -> Content:
+async def prepared(content: Content, limits: Limits = USUAL) -> Content:
     """With its media as they are sent; made in the workers. Raises RowError."""
     if not content.media:
         return content
@@ -127,30 +127,30 @@ async def prepared(content: Content) -> Content:
             case Ready() | ReadyVideo():
                 parts.append(part)
             case Image():
-                parts.append(await asyncio.wrap_future(shared().submit(ArkPicture(limits(part)), part.data)))
+                parts.append(await asyncio.wrap_future(shared().submit(ArkPicture(limits.of(part.data)), part.data)))
             case Video():
-                parts.append(await asyncio.wrap_future(shared().submit(ArkVideo(limits(part)), part.data)))
+                parts.append(await asyncio.wrap_future(shared().submit(ArkVideo(limits.of(part.data)), part.data)))
             case _:
                 parts.append(part)
     return Content(tuple(parts))
 
 
-def limits(part: Image | Video) -> Limits:
-    """What was fetched is within the pipeline's own limit of bytes, whatever that is."""
-    return Limits(bytes=max(USUAL.bytes, len(part.data)))
-
-
 def tokens(content: Content) -> float:
     """Of its media: exact for pictures that are prepared, else the most of a picture and the least of a video."""
-    return math.fsum(_tokens(part) for part in content.media)
+    return math.fsum(map(_tokens, _seen(content)))
 
 
 def most_tokens(content: Content) -> float:
     """What its media cannot exceed."""
-    return math.fsum(MOST_IMAGE_TOKENS if isinstance(part, Image) else VIDEO_TOKENS[1] for part in content.media)
+    return math.fsum(MOST_IMAGE_TOKENS if part.modality == "image" else VIDEO_TOKENS[1] for part in _seen(content))
 
 
-def _tokens(part: Image | Video) -> int:
+def _seen(content: Content) -> list[Part]:
+    """Its pictures and video, also those that are not here yet."""
+    return [part for part in content.parts if part.modality != "text"]
+
+
+def _tokens(part: Part) -> int:
     if isinstance(part, Ready | ReadyVideo):
         return part.tokens
-    return MOST_IMAGE_TOKENS if isinstance(part, Image) else VIDEO_TOKENS[0]
+    return MOST_IMAGE_TOKENS if part.modality == "image" else VIDEO_TOKENS[0]

@@ -33,6 +33,7 @@ from seedbed.embedders.options import Options, Settings
 from seedbed.embedders.sights import Posteriors, posteriors
 from seedbed.errors import ConfigError, ContentsRefused, MissingDependency
 from seedbed.identity import Space
+from seedbed.media.limits import USUAL
 from seedbed.protocols import Usage, Vectors
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class ConseEmbedder:
         with _dependencies():
             self._weights = _weights()
             self._texts = LocalEmbedder(f"local:minilm?{urlencode(options.values)}", {})
+        self.limits = USUAL
         self._usage = Usage()
         self._lock = threading.Lock()
 
@@ -163,7 +165,9 @@ class ConseEmbedder:
         if not owners:
             return {}
         names, _ = self._names
-        seen, refused = posteriors([part for content in contents for part in content.media], self._classifier)
+        seen, refused = posteriors(
+            [part for content in contents for part in content.media], self._classifier, self.limits
+        )
         np.add.at(sums, owners, _unit(_likely(seen) @ names))
         return {owners[part]: reason for part, reason in sorted(refused.items(), reverse=True)}
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tokenizers
 
 from seedbed.ahead import ahead
-from seedbed.content import Content, Image, Kind, Video
+from seedbed.content import Content, Image, Kind, Part, Video
 from seedbed.embedders.card import Card, read_card
 from seedbed.embedders.folder import Folder
 from seedbed.embedders.options import Options, Settings
@@ -30,7 +30,7 @@ from seedbed.identity import Space
 from seedbed.media import pictures
 from seedbed.media.clips import Clip, Sampling, Share
 from seedbed.media.fits import Grid
-from seedbed.media.limits import USUAL, Limits
+from seedbed.media.limits import USUAL
 from seedbed.media.pictures import Pixels
 from seedbed.protocols import Usage, Vectors
 
@@ -48,6 +48,7 @@ _TEXTS = 256
 """Prepared at once, while the model works on those before."""
 _PICTURES, _AS_PICTURES = 32, 8
 """Likewise, of at most 5.5 MB each; a video takes as much as so many pictures."""
+_MOST_CELLS = 1800
 _VIDEO_TOKENS = 4000
 """Of a video whose frames nobody has looked at, about."""
 
@@ -69,6 +70,7 @@ class VisionEmbedder:
         frames = max(2, options.whole("frames") or 64)
         exact = not options.flag("keyframes")
         self._sampling = Sampling(options.seconds("fps") or 1.0, min(4, frames), frames, exact)
+        self.limits = USUAL
         self._usage = Usage()
         self._lock = threading.Lock()
 
@@ -211,8 +213,7 @@ class VisionEmbedder:
         from seedbed.media.tasks import Frames, Picture
         from seedbed.media.workers import shared
 
-        # What was fetched is within the pipeline's own limit of bytes.
-        limits = Limits(bytes=max(USUAL.bytes, len(medium.data)))
+        limits = self.limits.of(medium.data)
         if isinstance(medium, Video):
             return shared().submit(Frames(self._sampling, _VIDEO, limits), medium.data)
         return shared().submit(Picture(_PICTURE, limits=limits), medium.data)
@@ -258,8 +259,14 @@ def _slices(contents: Sequence[Content], numbers: Sequence[int]) -> Iterator[lis
 
 
 def _media_tokens(content: Content) -> int:
-    """With the marks around each picture."""
-    return sum(_picture_tokens(part.data) if isinstance(part, Image) else _VIDEO_TOKENS for part in content.media)
+    """With the marks around each picture; one that is not here yet counts as the largest."""
+    return sum(_part_tokens(part) for part in content.parts if part.modality != "text")
+
+
+def _part_tokens(part: Part) -> int:
+    if part.modality == "video":
+        return _VIDEO_TOKENS
+    return _picture_tokens(part.data) if isinstance(part, Image) and part.data else _MOST_CELLS + 2
 
 
 def _picture_tokens(data: bytes) -> int:

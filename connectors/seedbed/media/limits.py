@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sized
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,10 @@ class Limits:
     frames: int = 500_000
     seconds: float = 4 * 3600.0
     patience: float = 60.0
+
+    def of(self, data: Sized) -> Limits:
+        """For a file that is here already: where it came from has said how large it may be."""
+        return replace(self, bytes=max(self.bytes, len(data)))
 
 
 USUAL = Limits()

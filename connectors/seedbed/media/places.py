@@ -9,16 +9,17 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from seedbed.errors import Fatal, RowError
+from seedbed.errors import ConfigError, Fatal, RowError
 from seedbed.media.errors import Later, Missing
 
 
 class Roots:
-    """`[media] roots`: folders, and URLs of any file system that fsspec knows. Raises RowError."""
+    """`[media] roots`: folders, and URLs of any file system that fsspec knows. Raises RowError, and ConfigError for a
+    folder that is not there."""
 
     def __init__(self, roots: Sequence[str], most_bytes: int) -> None:
         self._most = most_bytes
-        self._folders = [os.path.realpath(root) for root in roots if "://" not in root]
+        self._folders = [_folder(root) for root in roots if "://" not in root]
         self._buckets = [root.rstrip("/") + "/" for root in roots if "://" in root]
 
     def stamp(self, place: str) -> str:
@@ -97,6 +98,14 @@ class Roots:
             if known
             else 'name the folders that media may be read from: roots = ["./photos"]',
         )
+
+
+def _folder(root: str) -> str:
+    """Were it not there, every picture would be missing, and rows would go without."""
+    real = os.path.realpath(root)
+    if not os.path.isdir(real):
+        raise ConfigError(f"there is no folder {root}", setting="media.roots", hint="correct the path, or make it")
+    return real
 
 
 def _is_path(place: str) -> bool:
