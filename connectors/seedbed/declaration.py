@@ -126,6 +126,10 @@ class Declaration(_Table, frozen=True, kw_only=True):
     media: MediaConfig = field(default_factory=MediaConfig)
     airflow: AirflowConfig = field(default_factory=AirflowConfig)
 
+    @property
+    def has_media(self) -> bool:
+        return any(content.parts != ("text",) for content in self.content.values())
+
 
 def read(path: str | Path) -> Declaration:
     """A pipeline file. Raises ConfigError that names the file and the setting."""

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from seedbed.content import Content
 from seedbed.declaration import SinkConfig
-from seedbed.errors import SeedbedError
+from seedbed.errors import RowError, SeedbedError
 from seedbed.identity import show_key
 from seedbed.ledger import Ledger, RunRecord
-from seedbed.protocols import CanSpend
+from seedbed.protocols import CanSpend, Selection
 from seedbed.session import Session
 from seedbed.sinks.checks import check_fit
 
@@ -71,6 +71,9 @@ def _notes(session: Session) -> list[str]:
     return []
 
 
+_LOOKED_AT = 16
+
+
 class Check(NamedTuple):
     what: str
     ok: bool
@@ -89,6 +92,8 @@ def doctor(session: Session) -> list[Check]:
         _check("ledger", lambda: f"version fits, {len(session.ledger.runs(_pipeline(session)))} recent runs"),
         _check("cache", lambda: "usable" if session.cache is not None else "will be created"),
     ]
+    if session.declaration.has_media:
+        checks.append(_check("media", lambda: _media(session)))
     checks += [_check(f"sink {config.name}", partial(_look, session, config)) for config in session.declaration.sink]
     return checks
 
@@ -100,6 +105,21 @@ def _embedder(session: Session) -> str:
         return str(embedder.space)
     embedder.embed([Content.of("seedbed")])
     return f"{embedder.space} answered, {embedder.usage.tokens} tokens"
+
+
+def _media(session: Session) -> str:
+    """Of the first rows whether there is something where their pictures and video are said to lie."""
+    page = next(iter(session.source.pages(Selection(columns=session.columns, page_rows=_LOOKED_AT))), None)
+    if page is None or not page.keys:
+        return "no rows yet"
+    rendered = session.recipe.render(page.rows)
+    for row, reason in sorted(rendered.refused.items()):
+        raise RowError(
+            f"row {show_key(page.keys[row])}: {reason}", hint="see docs/media.md: [media] roots, allow_hosts"
+        )
+    contents = [content for named in rendered.contents(range(len(page.keys))) for content in named]
+    found = sum(part.modality != "text" for content in contents for part in content.parts)
+    return f"{found} found of the first {len(page.keys)} rows"
 
 
 def _look(session: Session, config: SinkConfig) -> str:

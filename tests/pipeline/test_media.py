@@ -16,6 +16,7 @@ from seedbed import Pipeline
 from seedbed.diff import Work
 from seedbed.errors import ConfigError
 from seedbed.report import SyncReport
+from seedbed.status import doctor
 from seedbed.sync import sync
 from services.web import Web, serving
 
@@ -279,3 +280,15 @@ def test_what_cannot_be_declared_is_named(
     with pytest.raises(ConfigError, match=words) as caught, make(**changes).open() as session:
         _ = session.recipe, session.library
     assert caught.value.setting == setting
+
+
+def test_doctor_looks_where_the_first_pictures_lie(make: Make, table: psycopg.Connection[Any], web: Web) -> None:
+    fill(table, (1, "a", web.put("/1.png", picture(), ETag='"1"')), (2, "b", None))
+    with make().open() as session:
+        checks = {check.what: check for check in doctor(session)}
+    assert (checks["media"].ok, checks["media"].says) == (True, "1 found of the first 2 rows")
+    fill(table, (1, "a", "../secret.png"))
+    with make().open() as session:
+        checks = {check.what: check for check in doctor(session)}
+    assert not checks["media"].ok
+    assert "row 1" in checks["media"].says
