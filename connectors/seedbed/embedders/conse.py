@@ -3,7 +3,7 @@ other. For demos and tests: a picture means what 1000 class names can say of it.
 
 ConSE (Norouzi et al., 2013, arXiv:1312.5650): a picture's vector is the sum of the vectors of the classes that a
 classifier (EfficientNet-Lite0, ImageNet-1k) sees in it, weighted by their probabilities; a text's is MiniLM's. The mean
-of all class names' vectors is taken from both, or some texts would be nearest to every picture.
+of all class names' vectors is taken from both, or some texts would be nearest to many pictures.
 
 `imagenet_classes.txt` holds the WordNet lemmas of each class in the classifier's order, as timm 1.0.31 lists them
 (`imagenet_synsets.txt`, `imagenet_synset_to_lemma.txt`).
@@ -124,7 +124,9 @@ class ConseEmbedder:
     def close(self) -> None:
         """Lets the weights go; a later `embed` loads them again."""
         with self._lock:
-            self.__dict__.pop("_classifier", None)
+            classifier = self.__dict__.pop("_classifier", None)
+            if classifier is not None:
+                classifier.close()
             self._texts.close()
 
     @cached_property
