@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from seedbed.content import Content
 from seedbed.ledger import Destination, Ledger, RowFailure, Standing
 from seedbed.protocols import Page
-from seedbed.recipe import PayloadRecipe, Recipe, Rendered
+from seedbed.recipe import PayloadRecipe, Recipe, Rendered, is_bytes
+from seedbed.work import NOTHING, PAYLOAD, VECTOR, Need, Work
 
-T = TypeVar("T")
 Fetch = Callable[[Page, Sequence[int]], tuple[pa.RecordBatch, dict[int, str | None]]]
 """protocols.CanFetch.fetch."""
-
-NOTHING, PAYLOAD, VECTOR = range(3)
-"""What a sink needs of a row: nothing, its payload only, or all of it."""
 
 
 class Gone(NamedTuple):
@@ -28,68 +25,6 @@ class Gone(NamedTuple):
     position: bytes
     key: str
     points: int
-
-
-@dataclass(slots=True)
-class Need:
-    """One sink's needs, parallel to the work's rows."""
-
-    payload: list[bytes]
-    what: list[int]
-    stands: list[int]
-    """Points that stand there now; a row of fewer chunks leaves some to be removed."""
-
-
-@dataclass(slots=True)
-class Work:
-    """Rows that at least one sink needs, as parallel lists."""
-
-    keys: list[str]
-    positions: list[bytes]
-    contents: list[tuple[Content, ...]]
-    """One a vector's name, in the recipe's order; an empty one has no vector."""
-    hashes: list[bytes]
-    rows: pa.RecordBatch
-    needs: list[Need]
-    failed: dict[int, str] = field(default_factory=dict)
-    """Rows whose media could not be had: row → reason."""
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def take(self, indices: Sequence[int]) -> Work:
-        def pick(values: list[T]) -> list[T]:
-            return [values[i] for i in indices]
-
-        return Work(
-            pick(self.keys),
-            pick(self.positions),
-            pick(self.contents),
-            pick(self.hashes),
-            self.rows.take(pa.array(indices, pa.int64())),
-            [Need(pick(need.payload), pick(need.what), pick(need.stands)) for need in self.needs],
-            {new: self.failed[old] for new, old in enumerate(indices) if old in self.failed},
-        )
-
-    @classmethod
-    def join(cls, works: Sequence[Work]) -> Work:
-        if len(works) == 1:
-            return works[0]
-
-        def chain(lists: Iterable[list[T]]) -> list[T]:
-            return [value for values in lists for value in values]
-
-        return cls(
-            chain(w.keys for w in works),
-            chain(w.positions for w in works),
-            chain(w.contents for w in works),
-            chain(w.hashes for w in works),
-            pa.Table.from_batches([w.rows for w in works]).combine_chunks().to_batches()[0],
-            [
-                Need(chain(n.payload for n in sink), chain(n.what for n in sink), chain(n.stands for n in sink))
-                for sink in zip(*(w.needs for w in works), strict=True)
-            ],
-        )
 
 
 @dataclass(slots=True)
@@ -280,7 +215,7 @@ def _work(
 ) -> Work:
     """`rows` and `contents` are those of `wanted`, the others all of the page. Columns of bytes stand in the contents
     already, and no payload has them."""
-    rows = rows.select([field.name for field in rows.schema if not pa.types.is_binary(field.type)])
+    rows = rows.select([field.name for field in rows.schema if not is_bytes(field.type)])
     return Work(
         [page.keys[i] for i in wanted],
         [page.positions[i] for i in wanted],

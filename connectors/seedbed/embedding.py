@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from seedbed.cache import VectorCache
 from seedbed.content import Content
-from seedbed.diff import VECTOR, Work
 from seedbed.errors import ContentsRefused, Fatal, Refused, budget_spent
 from seedbed.identity import cache_key
 from seedbed.protocols import CanCountTokens, CanSpend, CanStream, Embedder, Vectors
 from seedbed.retry import Patience
+from seedbed.work import VECTOR, Work
 
 if TYPE_CHECKING:
     from seedbed.chunk import Chunker

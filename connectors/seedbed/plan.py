@@ -9,7 +9,7 @@ from seedbed.diff import Differ, PageDiff
 from seedbed.embedding import EmbeddingStage
 from seedbed.errors import ServiceError
 from seedbed.ledger import Destination
-from seedbed.protocols import CanCountTokens, CanSpend, Selection
+from seedbed.protocols import CanCountTokens, CanSpend
 from seedbed.report import PlanReport
 from seedbed.retry import Patience
 from seedbed.session import Outlet, Session
@@ -34,9 +34,7 @@ def plan(session: Session) -> PlanReport:
     )
     config, state = session.declaration.source, session.ledger.state(pipeline)
     by_watermark = config.changes == "watermark"
-    selection = Selection(
-        columns=session.columns, watermark=by_watermark, since=state.watermark if by_watermark else None
-    )
+    selection = session.selection(watermark=by_watermark, since=state.watermark if by_watermark else None)
     gone: set[bytes] = set()
     for page in session.source.pages(selection):
         found = differ.diff(page)

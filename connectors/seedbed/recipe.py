@@ -130,6 +130,13 @@ def _ingredients(config: ContentConfig, name: str, source: pa.Schema) -> list[In
     return found
 
 
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column of that type holds media themselves."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def _media_column(column: MediaColumn, setting: str, source: pa.Schema) -> MediaColumn:
     kind = column_of(source, column.name, setting).type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -150,7 +157,7 @@ def _template(text: str, setting: str, source: pa.Schema) -> Template:
     template = Template.parse(text, setting)
     for column in template.columns:
         kind = column_of(source, column, setting).type
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if is_bytes(kind):
             raise ConfigError(
                 f"column {column!r} holds bytes, which are no text",
                 setting=setting,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seedbed import registry
 from seedbed.cache import VectorCache, parse_size
@@ -25,17 +25,22 @@ from seedbed.protocols import (
     CollectionSpec,
     DecodesMedia,
     Embedder,
+    Selection,
     Sink,
     Source,
     Usage,
     modalities,
 )
-from seedbed.recipe import PayloadRecipe, Recipe
+from seedbed.recipe import PayloadRecipe, Recipe, is_bytes
 
 if TYPE_CHECKING:
     from seedbed.chunk import Chunker
     from seedbed.media.library import Library
     from seedbed.media.loading import Loading
+
+
+PAGE_ROWS_OF_BYTES = 128
+"""Of a page whose rows hold pictures or video themselves."""
 
 
 @dataclass(slots=True)
@@ -209,6 +214,12 @@ class Session:
         sink = registry.sink(config.url, **settings(config, "payload", "metric", "store_text"))
         self._stack.callback(sink.close)
         return sink
+
+    def selection(self, **narrowed: Any) -> Selection:
+        """Of the columns that contents and payloads need, in pages that the memory holds; `narrowed` as Selection."""
+        dear = any(is_bytes(self.source.schema().field(column.name).type) for column in self.recipe.media)
+        rows = {"page_rows": PAGE_ROWS_OF_BYTES} if dear else {}
+        return Selection(columns=self.columns, **{**rows, **narrowed})
 
     @property
     def columns(self) -> list[str]:

@@ -12,7 +12,6 @@ import pyarrow as pa
 from seedbed.content import Content, Image, Part, Reference, Video
 from seedbed.errors import RowError
 from seedbed.identity import read_key
-from seedbed.protocols import Selection
 from seedbed.session import Session
 
 _SIDE = 320
@@ -51,7 +50,7 @@ def _media(session: Session, ids: Sequence[str]) -> dict[str, list[str]]:
         return {}
     keys = {read_key(shown, len(session.source.key_columns)): shown for shown in ids}
     found: dict[str, list[str]] = {}
-    for page in session.source.pages(Selection(columns=session.columns, keys=list(keys))):
+    for page in session.source.pages(session.selection(keys=list(keys))):
         rows: pa.RecordBatch = page.rows
         if session.fetch is not None:
             rows, _ = session.fetch(page, range(len(page.keys)))

@@ -11,7 +11,7 @@ from seedbed.declaration import SinkConfig
 from seedbed.errors import RowError, SeedbedError
 from seedbed.identity import show_key
 from seedbed.ledger import Ledger, RunRecord
-from seedbed.protocols import CanSpend, Selection
+from seedbed.protocols import CanSpend
 from seedbed.session import Session
 from seedbed.sinks.checks import check_fit
 
@@ -109,7 +109,7 @@ def _embedder(session: Session) -> str:
 
 def _media(session: Session) -> str:
     """Of the first rows whether there is something where their pictures and video are said to lie."""
-    page = next(iter(session.source.pages(Selection(columns=session.columns, page_rows=_LOOKED_AT))), None)
+    page = next(iter(session.source.pages(session.selection(page_rows=_LOOKED_AT))), None)
     if page is None or not page.keys:
         return "no rows yet"
     rendered = session.recipe.render(page.rows)

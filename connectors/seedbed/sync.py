@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from seedbed import calibration
 from seedbed.ahead import ahead
-from seedbed.diff import Differ, Gone, PageDiff, Work
+from seedbed.diff import Differ, Gone, PageDiff
 from seedbed.embedding import Embedded, EmbeddingStage
 from seedbed.errors import Refused, SeedbedError, ServiceError
 from seedbed.identity import show_key
@@ -26,10 +26,8 @@ from seedbed.report import SinkCounts, SyncReport
 from seedbed.retry import Patience
 from seedbed.session import Outlet, Session
 from seedbed.spool import GoneSpool
+from seedbed.work import Work, batched
 from seedbed.writing import SinkWriter
-
-WORK_ROWS = 2048
-"""Rows a batch: enough to sort texts by length and to fill a bulk write, few enough to overlap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +199,7 @@ class _Run:
     def _selection(self) -> Selection:
         config, options = self._session.declaration.source, self._options
         by_watermark = config.changes == "watermark" and not options.narrowed
-        return Selection(
-            columns=self._session.columns,
+        return self._session.selection(
             keys=options.keys,
             where=options.where,
             watermark=by_watermark,
@@ -232,7 +229,7 @@ class _Run:
         seen: set[str] = set()
 
         def pages() -> Iterator[Page]:
-            for page in self._session.source.pages(Selection(columns=self._session.columns, keys=keys)):
+            for page in self._session.source.pages(self._session.selection(keys=keys)):
                 seen.update(page.keys, page.failed)
                 yield page
 
@@ -251,7 +248,7 @@ class _Run:
             most_tokens=self._session.declaration.limits.tokens,
         )
         read = ahead(pages, depth=1)
-        works = ahead(_batched(self._read(read, spool, derive=derive)))
+        works = ahead(batched(self._read(read, spool, derive=derive)))
         loaded = ahead(self._session.loading.each(works), depth=1) if self._session.loading else works
         with (
             closing(read),
@@ -397,16 +394,3 @@ class _Run:
             others = {name: text for name, text in spec.info.items() if name not in calibration.kept(spec.info)}
             live.outlet.spec = replace(spec, info={**others, **measured})
             live.sink.ensure(live.outlet.spec)
-
-
-def _batched(works: Iterator[Work]) -> Iterator[Work]:
-    """Joins and splits work into batches of about WORK_ROWS rows."""
-    held: list[Work] = []
-    for work in works:
-        for start in range(0, len(work), WORK_ROWS):
-            held.append(work.take(range(start, min(start + WORK_ROWS, len(work)))))
-            if sum(map(len, held)) >= WORK_ROWS:
-                yield Work.join(held)
-                held = []
-    if held:
-        yield Work.join(held)

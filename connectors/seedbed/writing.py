@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from seedbed.batch import point_schema, vectors_array
-from seedbed.diff import NOTHING, PAYLOAD, VECTOR, Gone
+from seedbed.diff import Gone
 from seedbed.embedding import Embedded, whole_text
 from seedbed.errors import RowError
 from seedbed.identity import point_id
@@ -16,6 +16,7 @@ from seedbed.ledger import UNKNOWN, Destination, Entry, Ledger
 from seedbed.protocols import Sink
 from seedbed.retry import Patience
 from seedbed.session import Outlet
+from seedbed.work import NOTHING, PAYLOAD, VECTOR
 
 
 class SinkWriter:

@@ -12,12 +12,13 @@ import psycopg
 import pytest
 
 from media.samples import picture, video
-from seedbed import Pipeline
-from seedbed.diff import Work
+from seedbed import Pipeline, work
+from seedbed.diff import Differ
 from seedbed.errors import ConfigError
 from seedbed.report import SyncReport
 from seedbed.status import doctor
 from seedbed.sync import sync
+from seedbed.work import Work
 from services.web import Web, serving
 
 Make = Callable[..., Pipeline]
@@ -224,19 +225,19 @@ def test_memory_is_bounded_by_batches_of_bytes(make: Make, table: psycopg.Connec
 
     fill(table, *((n, f"t{n}", web.put(f"/{n}.png", picture(seed=n), ETag=f'"{n}"')) for n in range(1, 201)))
     with make().open() as session, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "_MOST_BYTES", 40_000)
+        patch.setattr(loading, "MOST_BYTES", 40_000)
         assert session.loading is not None
         batches: list[Work] = []
         recorded = session.loading.each
 
         def each(works: Iterable[Work]) -> Iterator[Work]:
-            for work in recorded(works):
-                batches.append(work)
-                yield work
+            for batch in recorded(works):
+                batches.append(batch)
+                yield batch
 
         patch.setattr(session.loading, "each", each)
         assert sync(session).upserted == 200
-    sizes = [sum(len(part.data) for row in work.contents for one in row for part in one.media) for work in batches]
+    sizes = [sum(len(part.data) for row in batch.contents for one in row for part in one.media) for batch in batches]
     assert len(sizes) > 3
     assert max(sizes) < 40_000 + 64 * len(picture()) * 2
 
@@ -259,6 +260,22 @@ def test_the_pipelines_limits_are_the_decoders(make: Make, table: psycopg.Connec
     report = make(content={"image": "raw"}, embedder={"url": "conse:minilm"}, media=media).sync()
     assert counts(report) == {"embedded": 1, "upserted": 1, "failed": 1}
     assert "200x200 pixels, more than 10,000" in (report.first_failure or "")
+
+
+def test_rows_that_hold_pictures_are_read_and_batched_by_bytes(make: Make, table: psycopg.Connection[Any]) -> None:
+    size = len(picture())
+    fill(table, *((n, None, None, None, picture(seed=n)) for n in range(1, 301)))
+    with make(content={"image": "raw"}).open() as session, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "MOST_BYTES", 20 * size)
+        pages = list(session.source.pages(session.selection()))
+        assert max(len(page.keys) for page in pages) <= 128
+        outlets = session.outlets
+        differ = Differ(session.recipe, [outlet.payload for outlet in outlets], session.ledger, [None])
+        batches = list(work.batched(found for page in pages if (found := differ.diff(page).work) is not None))
+    assert sum(map(len, batches)) == 300
+    assert max(work.media_bytes(one for row in batch.contents for one in row) for batch in batches) < 22 * size
+    assert all(name != "raw" for batch in batches for name in batch.rows.schema.names)
+    assert [key for batch in batches for key in batch.keys] == [key for page in pages for key in page.keys]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from seedbed.cache import VectorCache
 from seedbed.content import Content, Image, Part, Reference, Video
-from seedbed.diff import VECTOR, Work
 from seedbed.errors import RowError
 from seedbed.identity import cache_key
 from seedbed.media.errors import Missing
+from seedbed.work import MOST_BYTES, VECTOR, Work, media_bytes
 
 Load = Callable[[Sequence[str]], Mapping[str, bytes | RowError]]
 """library.Library.load."""
@@ -18,8 +18,7 @@ Load = Callable[[Sequence[str]], Mapping[str, bytes | RowError]]
 _TOGETHER = 64
 """Media that are asked for at once."""
 _MOST_ROWS = 512
-_MOST_BYTES = 32_000_000
-"""Of a batch's media. A batch waits before the model, one is in it, and one is being loaded."""
+"""A batch waits before the model, one is in it, and one is being loaded."""
 
 
 class Loading:
@@ -65,7 +64,7 @@ class Loading:
     def _fill(self, work: Work, start: int) -> int:
         """Loads rows from `start` on, until it is enough; where it ended."""
         held, end, wanted = 0, start, set(_wanted(work))
-        while end < len(work) and held < _MOST_BYTES and end - start < _MOST_ROWS:
+        while end < len(work) and held < MOST_BYTES and end - start < _MOST_ROWS:
             upto, places = end, dict[str, None]()
             while upto < len(work) and len(places) < _TOGETHER and upto - start < _MOST_ROWS:
                 if upto in wanted:
@@ -76,7 +75,7 @@ class Loading:
             for row in range(end, upto):
                 if row in wanted:
                     self._place(work, row, loaded)
-                held += sum(len(part.data) for content in work.contents[row] for part in content.media)
+                held += media_bytes(work.contents[row])
             end = upto
         return end
 
