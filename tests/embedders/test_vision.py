@@ -122,13 +122,11 @@ def test_a_video_is_rendered_pair_by_pair_with_its_times(embedder: VisionEmbedde
 
     said = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(sample.ids, skip_special_tokens=False)
     pads = "<|video_pad|>" * (sample.vision // 5)
-    wanted = "".join(
-        f"<{second:.1f} seconds><|vision_start|>{pads}<|vision_end|>" for second in (0.5, 2.75, 5.0, 7.1, 9.2)
+    frames = "".join(
+        f"<{second} seconds><|vision_start|>{pads}<|vision_end|>" for second in ("0.5", "2.8", "4.9", "7.0", "9.2")
     )
-    assert said.startswith("<|im_start|>system\nRepresent the user's input.<|im_end|>\n<|im_start|>user\n<0.5 seconds>")
-    assert said.count("seconds>") == 5
-    assert said.count("<|vision_start|>" + pads + "<|vision_end|>") == 5 == wanted.count(pads)
-    assert said.endswith("<|im_end|>\n<|im_start|>assistant\n<|endoftext|>")
+    system = "<|im_start|>system\nRepresent the user's input.<|im_end|>\n"
+    assert said == f"{system}<|im_start|>user\n{frames}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
 
 
 def test_words_that_look_like_special_tokens_are_words(folder: Path, embedder: VisionEmbedder) -> None:

@@ -7,7 +7,6 @@ refusing them), `device=auto|cpu|cuda`, `threads=N`, `batch_tokens=N` (padded to
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -15,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 
 from seedbed.content import Content, Kind
-from seedbed.embedders.card import Card, model_type, read_card
+from seedbed.embedders.card import model_type
 from seedbed.embedders.folder import find
-from seedbed.embedders.options import Options, Settings
+from seedbed.embedders.loaded import OPTIONS, Loaded
+from seedbed.embedders.options import Options
 from seedbed.embedders.tokens import Tokens, batches
 from seedbed.embedders.unicode import unreadable
 from seedbed.errors import ContentsRefused, MissingDependency
-from seedbed.identity import Space
-from seedbed.protocols import Usage, Vectors
+from seedbed.protocols import Vectors
 
 if TYPE_CHECKING:
     from seedbed.embedders.runner import Runner
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 
 PROFILE = 1
 """Instruction before the text, tokenizer.json as it is, right padding: raised when any of that changes."""
-_OPTIONS = ("dtype", "truncate", "device", "threads", "batch_tokens")
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SLICE = 256
 """Texts tokenised at once, while the model works on those before: some milliseconds of one core."""
 
@@ -46,49 +42,30 @@ def local(url: str, settings: Mapping[str, Any]) -> LocalEmbedder | VisionEmbedd
     if model_type(folder.path) != "qwen3_vl":
         return LocalEmbedder(url, settings)
     try:
-        from seedbed.embedders.vision import OPTIONS, VisionEmbedder
+        from seedbed.embedders.vision import OPTIONS as MORE
+        from seedbed.embedders.vision import VisionEmbedder
     except ModuleNotFoundError as missing:
         raise MissingDependency(
             f"this model takes pictures, which needs the package {missing.name!r}, which is not installed",
             setting="embedder.url",
             hint="pip install 'seedbed[local,media]'",
         ) from missing
-    return VisionEmbedder(folder, Options.parse(url, OPTIONS), settings)
+    return VisionEmbedder(folder, Options.parse(url, MORE), settings)
 
 
-class LocalEmbedder:
-    """Text contents to unit vectors. Space and token counts come from the folder's files alone; torch is imported
-    and the weights are loaded with the first `embed`. One thread embeds at a time, others wait.
+class LocalEmbedder(Loaded):
+    """Text contents to unit vectors. One thread embeds at a time, others wait.
 
     Errors: ConfigError (no such model, dimensions beyond the model's), MissingDependency, ContentsRefused (over
     the model's limit, lone surrogates, a vector that is not finite).
     """
 
+    profile = PROFILE
+    too_long = "add [chunk], or `?truncate=true` to the embedder's URL"
+
     def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
-        options = Options.parse(url, _OPTIONS)
-        self._settings = Settings.read(settings)
-        self._folder = find(options.target)
-        self._dtype = options.choice("dtype", _DTYPES)
-        self._device = options.choice("device", ("auto", "cpu", "cuda"))
-        self._threads = options.whole("threads")
-        self._budget = options.whole("batch_tokens")
-        self._truncate = options.flag("truncate")
-        self._usage = Usage()
-        self._lock = threading.Lock()
-
-    @cached_property
-    def space(self) -> Space:
-        return Space(
-            model=self._folder.name,
-            revision=self._folder.revision,
-            dimensions=self._settings.cut(self._folder.name, self._card.dimensions),
-            instruction=self._settings.instruction,
-            profile=PROFILE,
-        )
-
-    @property
-    def usage(self) -> Usage:
-        return self._usage
+        options = Options.parse(url, OPTIONS)
+        super().__init__(find(options.target), options, settings)
 
     def embed(self, contents: Sequence[Content], kind: Kind = "document") -> Vectors:
         """float32 (n, dimensions), unit length. Without `truncate`, a text over the model's limit is refused."""
@@ -101,7 +78,7 @@ class LocalEmbedder:
         wanted = sorted((n for n in range(len(prompts)) if n not in refused), key=lambda n: -len(prompts[n]))
         with self._lock, ThreadPoolExecutor(1, "tokenise") as ahead:
             for part, ids in self._tokenised(prompts, wanted, ahead):
-                refused |= self._run(part, ids, vectors)
+                refused |= self._run(part, ids, vectors, batches)
         self._usage.calls += 1
         self._usage.contents += len(contents) - len(refused)
         if refused:
@@ -115,36 +92,13 @@ class LocalEmbedder:
             prompts[number] = ""
         return self._tokens.count(prompts)
 
-    def provenance(self) -> Mapping[str, str]:
-        """Loads the model: which format it runs in is known only then."""
-        with self._lock:
-            return {**self._runner.provenance(), "tokenizers": tokenizers.__version__}
-
-    def close(self) -> None:
-        """Lets the weights go; a later `embed` loads them again."""
-        with self._lock:
-            runner = self.__dict__.pop("_runner", None)
-            if runner is not None:
-                runner.close()
-
-    @cached_property
-    def _card(self) -> Card:
-        return read_card(self._folder.path)
-
     @cached_property
     def _tokens(self) -> Tokens:
         return Tokens(self._folder.path, self._card, truncate=self._truncate)
 
-    @cached_property
-    def _runner(self) -> Runner:
-        try:
-            from seedbed.embedders.runner import PROBES, Runner
-        except ModuleNotFoundError as missing:
-            raise MissingDependency(
-                f"local: needs the package {missing.name!r}, which is not installed",
-                setting="embedder.url",
-                hint="pip install 'seedbed[local]'",
-            ) from missing
+    def _made(self) -> Runner:
+        from seedbed.embedders.runner import PROBES, Runner
+
         return Runner(
             self._folder.complete(),
             self._card,
@@ -163,26 +117,3 @@ class LocalEmbedder:
         jobs = [ahead.submit(self._tokens.ids, [prompts[n] for n in part]) for part in parts]
         for part, job in zip(parts, jobs, strict=True):
             yield part, job.result()
-
-    def _run(self, part: list[int], ids: list[list[int]], vectors: Vectors) -> dict[int, str]:
-        """Fills the vectors of one slice; answers what is refused, by position in the call."""
-        limit = self._card.limit
-        refused = {
-            n: f"{len(row)} tokens, but the model takes {limit}: add [chunk], or `?truncate=true` to the embedder's URL"
-            for n, row in zip(part, ids, strict=True)
-            if limit is not None and len(row) > limit
-        }
-        fits = [place for place, n in enumerate(part) if n not in refused]
-        self._usage.tokens += sum(len(ids[place]) for place in fits)
-        if not fits:
-            return refused
-        rows = [ids[place] for place in fits]
-        runner = self._runner
-        places = batches([len(row) for row in rows], runner.share(sum(map(len, rows))))
-        found = runner.run([[rows[b] for b in batch] for batch in places], self.space.dimensions)
-        for batch, made in zip(places, found, strict=True):
-            vectors[[part[fits[b]] for b in batch]] = made
-        for place in fits:
-            if not np.isfinite(vectors[part[place]]).all():
-                refused[part[place]] = "the model answered with NaN or infinite numbers"
-        return refused

@@ -7,7 +7,6 @@ other frames, so another space).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
@@ -15,24 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 
 from seedbed.ahead import ahead
 from seedbed.content import Content, Image, Kind, Part, Video
-from seedbed.embedders.card import Card, read_card
 from seedbed.embedders.folder import Folder
-from seedbed.embedders.options import Options, Settings
+from seedbed.embedders.loaded import OPTIONS as LOADED
+from seedbed.embedders.loaded import Loaded
+from seedbed.embedders.options import Options
 from seedbed.embedders.tokens import packed
 from seedbed.embedders.unicode import unreadable
-from seedbed.embedders.vision_prompt import Prompts, Sample, cells
-from seedbed.errors import ContentsRefused, MissingDependency, RowError
-from seedbed.identity import Space
+from seedbed.embedders.vision_prompt import CELL, Prompts, Sample, cells
+from seedbed.errors import ContentsRefused, RowError
 from seedbed.media import pictures
 from seedbed.media.clips import Clip, Sampling, Share
 from seedbed.media.fits import Grid
 from seedbed.media.limits import USUAL
 from seedbed.media.pictures import Pixels
-from seedbed.protocols import Usage, Vectors
+from seedbed.protocols import Vectors
 
 if TYPE_CHECKING:
     from seedbed.embedders.runner import Runner
@@ -41,54 +39,42 @@ PROFILE = 2
 """One number a rendering: the reference's prompts, pictures resampled by Pillow, frames with their own times. Raised
 when any of that changes; transformers' versions differ in how they render a video, and this one is none of theirs."""
 MOST_TOKENS = 8192
-_PICTURE = Grid(32, 4 * 32 * 32, 1800 * 32 * 32)
-_VIDEO = Share(32, 128 * 32 * 32, 768 * 32 * 32, 7680 * 32 * 32)
-OPTIONS = ("dtype", "truncate", "device", "threads", "batch_tokens", "attention", "fps", "frames", "keyframes")
+_MOST_CELLS = 1800
+"""Of a picture."""
+_PICTURE = Grid(CELL, 4 * CELL * CELL, _MOST_CELLS * CELL * CELL)
+_VIDEO = Share(CELL, 128 * CELL * CELL, 768 * CELL * CELL, 7680 * CELL * CELL)
+OPTIONS = (*LOADED, "attention", "fps", "frames", "keyframes")
 _TEXTS = 256
 """Prepared at once, while the model works on those before."""
 _PICTURES, _AS_PICTURES = 32, 8
 """Likewise, of at most 5.5 MB each; a video takes as much as so many pictures."""
-_MOST_CELLS = 1800
 _VIDEO_TOKENS = 4000
 """Of a video whose frames nobody has looked at, about."""
 
 
-class VisionEmbedder:
+class VisionEmbedder(Loaded):
     """Contents of all kinds to unit vectors. Errors: as LocalEmbedder, and ContentsRefused for media that cannot be
     decoded. One thread embeds at a time, others wait."""
 
     takes: frozenset[str] = frozenset({"text", "image", "video"})
+    profile = PROFILE
+    extra = "local,media"
+    too_long = "shorten it, or add `?truncate=true` to the embedder's URL, which cuts texts"
 
     def __init__(self, folder: Folder, options: Options, settings: Mapping[str, Any]) -> None:
-        self._folder = folder
-        self._options = options
-        self._settings = Settings.read(settings)
-        self._dtype = options.choice("dtype", ("auto", "float32", "bfloat16", "float16"))
-        self._device = options.choice("device", ("auto", "cpu", "cuda"))
+        super().__init__(folder, options, settings)
         self._attention = options.choice("attention", ("auto", "sdpa", "flash"))
-        self._truncate = options.flag("truncate")
         frames = max(2, options.whole("frames") or 64)
         exact = not options.flag("keyframes")
         self._sampling = Sampling(options.seconds("fps") or 1.0, min(4, frames), frames, exact)
         self.limits = USUAL
-        self._usage = Usage()
-        self._lock = threading.Lock()
-
-    @cached_property
-    def space(self) -> Space:
-        usual = self._sampling == Sampling()
-        sampled = f"{self._sampling.fps:g} fps, {self._sampling.most} frames" + ", key" * (not self._sampling.exact)
-        return Space(
-            model=self._folder.name,
-            revision=self._folder.revision + ("" if usual else f" ({sampled})"),
-            dimensions=self._settings.cut(self._folder.name, self._card.dimensions),
-            instruction=self._settings.instruction,
-            profile=PROFILE,
-        )
 
     @property
-    def usage(self) -> Usage:
-        return self._usage
+    def _revision(self) -> str:
+        if self._sampling == Sampling():
+            return self._folder.revision
+        sampled = f"{self._sampling.fps:g} fps, {self._sampling.most} frames" + ", key" * (not self._sampling.exact)
+        return f"{self._folder.revision} ({sampled})"
 
     def embed(self, contents: Sequence[Content], kind: Kind = "document") -> Vectors:
         """float32 (n, dimensions), unit length. Without `truncate`, more than 8,192 tokens are refused."""
@@ -98,8 +84,10 @@ class VisionEmbedder:
         with self._lock:
             for part, samples, bad in ahead(self._prepared(contents, wanted, kind), depth=1):
                 refused |= bad
-                if part:
-                    refused |= self._run(part, samples, vectors)
+                refused |= self._run(part, samples, vectors, packed)
+                self._usage.image_tokens += sum(
+                    sample.vision for number, sample in zip(part, samples, strict=True) if number not in refused
+                )
         self._usage.calls += 1
         self._usage.contents += len(contents) - len(refused)
         if refused:
@@ -116,51 +104,28 @@ class VisionEmbedder:
         counts = np.array([len(sample) for sample in self._prompts[kind].worded(texts, bare=bare)], np.int64)
         return counts + np.array([_media_tokens(content) for content in contents], np.int64)
 
-    def provenance(self) -> Mapping[str, str]:
-        """Loads the model: which format it runs in is known only then."""
-        with self._lock:
-            return {**self._runner.provenance(), "tokenizers": tokenizers.__version__}
-
-    def close(self) -> None:
-        """Lets the weights go; a later `embed` loads them again."""
-        with self._lock:
-            runner = self.__dict__.pop("_runner", None)
-            if runner is not None:
-                runner.close()
-
-    @cached_property
-    def _card(self) -> Card:
-        return read_card(self._folder.path)
-
     @cached_property
     def _prompts(self) -> dict[Kind, Prompts]:
         """The instruction goes into the system's turn."""
         said: dict[Kind, str] = {"document": self._settings.instruction, "query": self._settings.query_instruction}
         return {kind: Prompts(self._folder.path, instruction) for kind, instruction in said.items()}
 
-    @cached_property
+    @property
     def _limit(self) -> int:
         return min(MOST_TOKENS, self._card.limit or MOST_TOKENS)
 
-    @cached_property
-    def _runner(self) -> Runner:
-        try:
-            from seedbed.embedders.runner import PROBES, Runner
-            from seedbed.embedders.vision_model import VisionModel
-        except ModuleNotFoundError as missing:
-            raise MissingDependency(
-                f"local: needs the package {missing.name!r}, which is not installed",
-                setting="embedder.url",
-                hint="pip install 'seedbed[local,media]'",
-            ) from missing
+    def _made(self) -> Runner:
+        from seedbed.embedders.runner import PROBES, Runner
+        from seedbed.embedders.vision_model import VisionModel
+
         return Runner(
             self._folder.complete(),
             self._card,
             [sample.ids for sample in self._prompts["document"].worded(PROBES)],
             device=self._device,
             dtype=self._dtype,
-            threads=self._options.whole("threads"),
-            budget=self._options.whole("batch_tokens"),
+            threads=self._threads,
+            budget=self._budget,
             model=VisionModel,
             attention=self._attention,
         )
@@ -217,31 +182,6 @@ class VisionEmbedder:
         if isinstance(medium, Video):
             return shared().submit(Frames(self._sampling, _VIDEO, limits), medium.data)
         return shared().submit(Picture(_PICTURE, limits=limits), medium.data)
-
-    # --- the model ------------------------------------------------------------------------------------
-
-    def _run(self, part: list[int], samples: list[Sample], vectors: Vectors) -> dict[int, str]:
-        refused = {
-            n: f"{len(sample)} tokens, but the model takes {self._limit}: shorten it, or add `?truncate=true` to the "
-            "embedder's URL, which cuts texts"
-            for n, sample in zip(part, samples, strict=True)
-            if len(sample) > self._limit
-        }
-        fits = [place for place, n in enumerate(part) if n not in refused]
-        if not fits:
-            return refused
-        kept = [samples[place] for place in fits]
-        self._usage.tokens += sum(map(len, kept))
-        self._usage.image_tokens += sum(sample.vision for sample in kept)
-        runner = self._runner
-        places = packed([len(sample) for sample in kept], runner.share(sum(map(len, kept))))
-        found = runner.run([[kept[b] for b in batch] for batch in places], self.space.dimensions)
-        for batch, made in zip(places, found, strict=True):
-            vectors[[part[fits[b]] for b in batch]] = made
-        for place in fits:
-            if not np.isfinite(vectors[part[place]]).all():
-                refused[part[place]] = "the model answered with NaN or infinite numbers, or has no memory for this one"
-        return refused
 
 
 def _slices(contents: Sequence[Content], numbers: Sequence[int]) -> Iterator[list[int]]:

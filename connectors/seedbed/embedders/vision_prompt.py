@@ -20,6 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from seedbed.content import Content
+from seedbed.errors import ConfigError
 from seedbed.media.clips import Clip
 from seedbed.media.pictures import Pixels
 
@@ -59,11 +60,6 @@ class Prompts:
         self._tail = [*self._known("<|im_end|>\n<|im_start|>assistant\n"), self._special(END)]
         # From here on texts are only texts.
         self._tokenizer.encode_special_tokens = True
-
-    @property
-    def frame(self) -> int:
-        """Tokens of a content beside its own."""
-        return len(self._head) + len(self._user) + len(self._tail)
 
     def worded(
         self, texts: Sequence[str], limit: int | None = None, bare: Sequence[bool] | None = None
@@ -111,8 +107,6 @@ class Prompts:
     def _special(self, token: str) -> int:
         found = self._tokenizer.token_to_id(token)
         if found is None:
-            from seedbed.errors import ConfigError
-
             raise ConfigError(f"the tokenizer knows no {token}", setting="embedder.url", hint="download it again")
         return int(found)
 
