@@ -29,6 +29,7 @@ soak: $(READY)
 	$(BIN)/python benchmarks/minilm.py | tee benchmarks/minilm.md
 	$(BIN)/python benchmarks/photos.py | tee benchmarks/photos.md
 	$(BIN)/python benchmarks/vision.py | tee benchmarks/vision.md
+	$(BIN)/python benchmarks/conse.py | tee benchmarks/conse.md
 	$(BIN)/python benchmarks/ark.py | tee benchmarks/ark.md
 	$(BIN)/python benchmarks/serve.py | tee benchmarks/serve.md
 	$(BIN)/python benchmarks/sinks.py | tee benchmarks/sinks.md
