@@ -150,7 +150,7 @@ def test_an_endless_answer_ends_at_the_cap(web: Web) -> None:
 
 
 def test_a_slow_drip_ends_at_the_deadline(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seedbed.media.fetch._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("seedbed.media.errors.FIRST_WAIT", 0.01)
     web.answers["/drip"] = dripping
     started = time.monotonic()
     assert isinstance(refusal(web.url + "/drip", seconds=0.5), Later)
@@ -158,7 +158,7 @@ def test_a_slow_drip_ends_at_the_deadline(web: Web, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_may_pass_is_tried_again_and_what_is_gone_is_missing(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seedbed.media.fetch._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("seedbed.media.errors.FIRST_WAIT", 0.01)
     left = [503, 500]
     web.answers["/a"] = lambda request: request.say(left.pop() if left else 200, b"here")
     assert got(web.url + "/a") == b"here"

@@ -83,6 +83,22 @@ def test_what_is_no_plain_file_and_what_is_not_there(folder: Path) -> None:
     assert caught.value.setting == "media.roots"
 
 
+def test_a_folder_that_becomes_a_link_between_check_and_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.parent / "elsewhere").mkdir()
+    (folder.parent / "elsewhere" / "b.jpg").write_bytes(b"secret")
+    real = os.open
+
+    def swapped(path: Any, *arguments: Any, **more: Any) -> int:
+        if (folder / "deep").is_dir() and not (folder / "deep").is_symlink():
+            (folder / "deep").rename(folder / "moved")
+            (folder / "deep").symlink_to(folder.parent / "elsewhere")
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(RowError, match="does not lie below"):
+        roots(folder).read("deep/b.jpg")
+
+
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
     boto3 = pytest.importorskip("boto3")

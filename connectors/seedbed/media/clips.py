@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from seedbed.errors import RowError
-from seedbed.media.fits import Fit
+from seedbed.media.fits import Fit, Grid
 from seedbed.media.kinds import beginning, video_type
 from seedbed.media.limits import USUAL, Limits
 
@@ -52,15 +52,14 @@ class Clip:
     seconds: npt.NDArray[np.float64]
 
 
-class FrameFit:
+class FrameFit(Protocol):
     """How large each of n frames is to be: a fit that depends on their number."""
 
-    def __call__(self, count: int) -> Fit:
-        raise NotImplementedError
+    def __call__(self, count: int) -> Fit: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Share(FrameFit):
+class Share:
     """Qwen-VL's: frames share `total` pixels among pairs of them, `least` to `most` each (qwen-vl-utils,
     vision_process.fetch_video)."""
 
@@ -70,14 +69,12 @@ class Share(FrameFit):
     total: int
 
     def __call__(self, count: int) -> Fit:
-        from seedbed.media.fits import Grid
-
         most = max(min(self.most, self.total / count * 2), int(self.least * 1.05))
         return Grid(self.factor, self.least, int(most))
 
 
 @dataclass(frozen=True, slots=True)
-class Same(FrameFit):
+class Same:
     """One fit for all frames."""
 
     fit: Fit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,14 +9,13 @@ from importlib.metadata import version
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import aiohttp
+from tenacity import AsyncRetrying
 
 from seedbed.errors import RowError
 from seedbed.media.addresses import PinnedResolver, check, literal
-from seedbed.media.errors import Later, Missing
+from seedbed.media.errors import Later, Missing, trying
 
 _REDIRECTS = 5
-_TRIES = 3
-_FIRST_WAIT = 0.5
 _CONNECT_SECONDS = 10.0
 _MOVED = (301, 302, 303, 307, 308)
 _GONE = (404, 410)
@@ -70,12 +68,8 @@ class Fetcher:
         await self._session.close()
 
     async def _patiently(self, method: str, url: str) -> bytes:
-        for number in range(_TRIES - 1):
-            try:
-                return await self._follow(method, url)
-            except Later:
-                await asyncio.sleep(_FIRST_WAIT * 2**number)
-        return await self._follow(method, url)
+        found: bytes = await AsyncRetrying(**trying())(self._follow, method, url)
+        return found
 
     async def _follow(self, method: str, url: str) -> bytes:
         """Each stop of a redirect is checked as the first one is."""

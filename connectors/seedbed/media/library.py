@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
+
+from tenacity import Retrying
 
 from seedbed.errors import RowError
 from seedbed.loop import LoopThread
-from seedbed.media.errors import Later
+from seedbed.media.errors import trying
 from seedbed.media.fetch import Fetcher, Rules
 from seedbed.media.places import Roots
 
-T = TypeVar("T")
 _WEB = ("http://", "https://")
 _THREADS = 16
 
@@ -118,14 +118,7 @@ async def _all(urls: Sequence[str], of_url: Callable[[str], Awaitable[bytes]], m
 
 
 def _caught(of_path: Callable[[str], bytes], path: str) -> bytes | RowError:
-    for _ in range(2):
-        try:
-            return of_path(path)
-        except Later:
-            continue
-        except RowError as error:
-            return error
     try:
-        return of_path(path)
+        return Retrying(**trying())(of_path, path)
     except RowError as error:
         return error

@@ -75,8 +75,9 @@ class Process:
             sizes = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             self.end()
-            signal = -(self._process.returncode or 0)
-            raise Crashed(f"the decoder crashed over this file (signal {signal})") from error
+            status = self._process.returncode or 0
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            raise Crashed(f"the decoder crashed over this file ({how})") from error
         head, *arrays = self._slots[slot].read(sizes)
         return pickle.loads(head.tobytes(), buffers=arrays)
 

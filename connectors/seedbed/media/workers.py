@@ -148,7 +148,7 @@ class _Lane:
             for slot, job in jobs:
                 self._process = self._process or Process()
                 self._process.send(slot, job.task, job.data)
-        except SeedbedError as error:
+        except (SeedbedError, OSError) as error:
             # It does not start, for none of them.
             for _, job in held:
                 job.answer.set_exception(error)
