@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from seedbed.errors import ConfigError, Fatal
 
+_OLDEST = "delete from {table} where number in (select number from {table} order by number limit 1024)"
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -47,7 +48,10 @@ class VectorCache:
             self._db.execute(
                 "create table if not exists vector (number integer primary key, key blob not null unique, data blob)"
             )
-            self._db.execute("create table if not exists medium (stamp blob primary key, digest blob) without rowid")
+            self._db.execute(
+                "create table if not exists medium"
+                " (number integer primary key, stamp blob not null unique, digest blob)"
+            )
             self._db.create_function("from_hex", 1, bytes.fromhex, deterministic=True)
         except sqlite3.DatabaseError as error:
             raise Fatal(
@@ -98,10 +102,8 @@ class VectorCache:
 
     def _evict(self) -> None:
         while self._used() > self._max:
-            dropped = self._db.execute(
-                "delete from vector where number in (select number from vector order by number limit 1024)"
-            )
-            if not dropped.rowcount:
+            dropped = [self._db.execute(_OLDEST.format(table=table)).rowcount for table in ("vector", "medium")]
+            if not any(dropped):
                 return
 
     def _used(self) -> int:

@@ -35,6 +35,17 @@ def test_the_oldest_go_first_when_it_is_full(tmp_path: Path) -> None:
     assert len(left) * 1024 <= 2_000_000
 
 
+def test_digests_of_media_are_remembered_and_go_with_the_oldest(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path / "c", 2_000_000)
+    names = keys(8_000)
+    cache.remember(dict(zip(names[:4], names[4:8], strict=True)))
+    cache.remember({names[0]: names[9]})
+    assert cache.digests(names[:2]) == {names[0]: names[9], names[1]: names[5]}
+    for start in range(0, 8_000, 1_000):
+        cache.put({key: np.ones(256, np.float32) for key in names[start : start + 1_000]})
+    assert cache.digests(names[:4]) == {}
+
+
 def test_a_file_that_is_no_cache_is_named(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(b"something else, long enough to be looked at" * 50)
     with pytest.raises(Fatal, match="vector cache"):
