@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from seedbed.batch import present_in, vectors_of
 from seedbed.protocols import UNNAMED, CollectionSpec, Metric, Sink, Vectors
+from seedbed.recipe import MODALITY_FIELD
 
 _PREFIX = "calibration "
 SAMPLE = 2000
@@ -104,6 +105,11 @@ def read(info: Mapping[str, str]) -> dict[str, Calibration]:
     return {name.removeprefix(_PREFIX): Calibration.from_json(text) for name, text in kept(info).items()}
 
 
+def applies(spec: CollectionSpec) -> bool:
+    """Whether it holds vectors of several kinds."""
+    return spec.vectors != (UNNAMED,) or MODALITY_FIELD.name in spec.payload.names
+
+
 def stale(info: Mapping[str, str], points: int) -> bool:
     """Whether there is none, or the collection has grown or shrunk since."""
     found = read(info)
@@ -113,7 +119,7 @@ def stale(info: Mapping[str, str], points: int) -> bool:
 def _kinds(page: pa.RecordBatch, spec: CollectionSpec) -> Iterable[tuple[str, Vectors]]:
     if spec.vectors == (UNNAMED,):
         vectors = vectors_of(page)
-        modalities = np.array(page.column("_modality").to_pylist(), object)
+        modalities = np.array(page.column(MODALITY_FIELD.name).to_pylist(), object)
         for modality in sorted({one for one in modalities if one}):
             yield modality, vectors[modalities == modality]
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -128,7 +128,3 @@ def modality_of(kinds: Iterable[str]) -> str:
 
 def _framed(data: bytes) -> bytes:
     return struct.pack("<Q", len(data)) + data
-
-
-def texts(contents: Sequence[Content]) -> list[str]:
-    return [content.text for content in contents]

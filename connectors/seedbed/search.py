@@ -16,12 +16,13 @@ from seedbed.declaration import SinkConfig
 from seedbed.errors import ConfigError, Refused
 from seedbed.identity import show_key
 from seedbed.protocols import UNNAMED, CollectionSpec, Filter, Hit, Sink, Vectors, modalities
+from seedbed.recipe import MODALITY_FIELD
 from seedbed.session import Session
 
 _RRF = 60
 _FUSED = 100
 """So many hits of each leg are fused, at least."""
-_MODALITY = "_modality"
+_MODALITY = MODALITY_FIELD.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,12 @@ def _legs(
     if modality is not None and modality not in MODALITIES:
         raise ConfigError(f"{modality!r} is no modality", setting="--modality", hint=f"one of {', '.join(MODALITIES)}")
     if spec.vectors != (UNNAMED,):
-        contents = session.declaration.content
-        fitting = [name for name in spec.vectors if modality is None or modality in contents[name].parts]
-        names = fitting if vector is None else [vector]
+        parts = {name: content.parts for name, content in session.declaration.content.items()}
+        asked = spec.vectors if vector is None else (vector,)
+        names = [name for name in asked if modality is None or modality in parts.get(name, ())]
         if not names:
-            raise ConfigError(f"no vector of this pipeline is made from {modality}", setting="--modality")
+            which = "no vector of this pipeline" if vector is None else f"the vector {vector!r} is not one that"
+            raise ConfigError(f"{which} is made from {modality}", setting="--modality")
         return [_Leg(name, wanted, name) for name in names]
     using = UNNAMED if vector is None else vector
     mixed = _MODALITY in spec.payload.names

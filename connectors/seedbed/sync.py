@@ -146,8 +146,7 @@ class _Run:
     def _open(self, outlet: Outlet, counts: SinkCounts) -> _Live:
         ledger, patience = self._session.ledger, self._options.patience
         sink = self._session.open_sink(outlet.config)
-        before = sink.describe()
-        if before is not None:
+        if calibration.applies(outlet.spec) and (before := patience.run(sink.describe)) is not None:
             outlet.spec = replace(outlet.spec, info={**outlet.spec.info, **calibration.kept(before.info)})
         version = patience.run(lambda: sink.ensure(outlet.spec))
         destination = ledger.add_destination(self._pipeline, outlet.config.name, version, outlet.spec.space)
@@ -388,9 +387,8 @@ class _Run:
     def _calibrate(self, live: _Live) -> None:
         """Measures the kinds of vectors that searches may put into one list, where rows came or went."""
         spec = live.outlet.spec
-        apart = bool(self._session.recipe.media) or len(spec.vectors) > 1
-        if apart and (live.counts.upserted or live.counts.deleted) and calibration.stale(spec.info, live.sink.count()):
-            measured = calibration.measured(live.sink, spec)
+        changed = live.counts.upserted or live.counts.deleted
+        if calibration.applies(spec) and changed and calibration.stale(spec.info, live.sink.count()):
             others = {name: text for name, text in spec.info.items() if name not in calibration.kept(spec.info)}
-            live.outlet.spec = replace(spec, info={**others, **measured})
-            live.sink.ensure(live.outlet.spec)
+            measured = calibration.measured(live.sink, spec)
+            live.sink.ensure(replace(spec, info={**others, **measured}))

@@ -164,6 +164,7 @@ def test_a_contact_sheet_shows_pictures_and_what_is_none(make: Make) -> None:
     ("name", "query", "options", "setting"),
     [
         ("named", "x", {"modality": "video"}, "--modality"),
+        ("named", "x", {"modality": "image", "vector": "title"}, "--modality"),
         ("mixed", "x", {"modality": "sound"}, "--modality"),
         ("mixed", "", {}, None),
         ("mixed", Content(()), {}, None),

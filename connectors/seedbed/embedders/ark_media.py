@@ -44,13 +44,11 @@ _ORIENTATION = 0x0112
 class Ready(Image):
     """A picture as it is sent."""
 
-    mime: str = "image/jpeg"
     tokens: int = MOST_IMAGE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyVideo(Video):
-    mime: str = "video/mp4"
     tokens: int = VIDEO_TOKENS[0]
 
 
@@ -68,9 +66,8 @@ class ArkPicture:
         if max(width, height) > _ASPECT * min(width, height):
             raise RowError(f"a picture of {width}x{height} pixels: Ark takes sides of at most 1:{_ASPECT}")
         tokens = min(width * height // PIXELS_A_TOKEN, MOST_IMAGE_TOKENS)
-        mime = picture_type(data)
-        if mime in _AS_THEY_ARE and len(data) < _IMAGE_BYTES and _plain(data, image.size):
-            return Ready(data, mime=mime, tokens=tokens)
+        if picture_type(data) in _AS_THEY_ARE and len(data) < _IMAGE_BYTES and _plain(data, image.size):
+            return Ready(data, tokens=tokens)
         return Ready(jpeg(image, _QUALITY), tokens=tokens)
 
 
@@ -81,17 +78,14 @@ class ArkVideo:
     limits: Limits = field(default=USUAL)
 
     def __call__(self, data: bytes) -> ReadyVideo:
-        mime = video_type(data)
-        whole = mime in _CONTAINERS and len(data) <= _VIDEO_BYTES
+        whole = video_type(data) in _CONTAINERS and len(data) <= _VIDEO_BYTES
         most = 2 if whole else _MOST_FRAMES
         sampling = clips.Sampling(fps=1.0, least=min(16, most), most=most, exact=not whole)
         clip = clips.sample(data, sampling, clips.Same(Within(_FRAME_PIXELS)), self.limits)
         seconds = float(clip.seconds[-1])
         least, dearest = VIDEO_TOKENS
         tokens = int(min(max(seconds * _TOKENS_A_FRAME, least), dearest))
-        if whole and mime is not None:
-            return ReadyVideo(data, mime=mime, tokens=tokens)
-        return ReadyVideo(_encoded(clip), tokens=tokens)
+        return ReadyVideo(data if whole else _encoded(clip), tokens=tokens)
 
 
 def _plain(data: bytes, size: tuple[int, int]) -> bool:
