@@ -28,7 +28,7 @@ class SourceConfig(_Table, frozen=True, kw_only=True):
     query: str | None = None
     where: str | None = None
     key: list[str] = []
-    changes: Literal["scan", "watermark"] = "scan"
+    changes: Literal["scan", "watermark", "queue"] = "scan"
     watermark: str | None = None
     lag: str | None = None
     deleted: str | None = None

@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seedbed.content import Content
 from seedbed.declaration import Declaration, declare, read
 from seedbed.report import PlanReport, SyncReport
 from seedbed.session import Session
+
+if TYPE_CHECKING:
+    from seedbed.errors import SeedbedError
+    from seedbed.follow import Pass
 
 
 class Pipeline:
@@ -51,6 +55,32 @@ class Pipeline:
 
         with self.open(writes=True) as session:
             return sync(session, SyncOptions(**options), progress, stop)
+
+    def follow(
+        self,
+        *,
+        each: Callable[[Pass], None] = lambda done: None,
+        troubled: Callable[[SeedbedError], None] = lambda error: None,
+        stop: threading.Event | None = None,
+        **options: Any,
+    ) -> SyncReport:
+        """As `sync`, again and again as changes are queued, until `stop` is set; `each` is called with every pass,
+        `troubled` with what failed and will be tried again. Needs `watch`."""
+        from seedbed.follow import follow
+        from seedbed.sync import SyncOptions
+
+        return follow(lambda: self.open(writes=True), SyncOptions(**options), each, troubled, stop or threading.Event())
+
+    def watch(self) -> None:
+        """Has the source queue its changes from now on, by triggers. Raises ConfigError where that cannot be, Fatal
+        without the rights."""
+        with self.open() as session:
+            session.queueing.watch(self.name, session.columns)
+
+    def unwatch(self) -> bool:
+        """Ends what `watch` began, and drops what is queued; whether there was something to end."""
+        with self.open() as session:
+            return session.queueing.unwatch(self.name)
 
     def plan(self) -> PlanReport:
         """What `sync` would do and cost; writes nothing."""

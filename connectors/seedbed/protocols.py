@@ -6,10 +6,10 @@ never embeds, an embedder never retries, a source never hashes.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from seedbed.content import Content, Kind
 from seedbed.identity import KeyRange, Space
 
 if TYPE_CHECKING:
+    import threading
+
     from seedbed.embedders.account import Keeper
     from seedbed.embedders.budget import Budget
     from seedbed.media.limits import Limits
@@ -105,6 +107,80 @@ class Source(Protocol):
 class CanShard(Protocol):
     def shards(self, n: int) -> list[KeyRange]:
         """At most n key ranges that together cover every key once, of about the same number of rows."""
+        ...
+
+
+class Waiting(NamedTuple):
+    """What stands in a queue: changes, those of them that somebody holds now, those that were taken five times and
+    never finished; and the age of the oldest, in seconds."""
+
+    changes: int
+    taken: int
+    stuck: int
+    oldest: float
+
+    @property
+    def free(self) -> int:
+        return self.changes - self.taken - self.stuck
+
+
+class Feed(Protocol):
+    """Changes that a source queues for one pipeline, leased by this reader. `marker` names the subscription: under
+    another marker, changes may have been missed. Errors: Transient, Fatal."""
+
+    marker: str
+
+    def all_rows(self) -> bool:
+        """Whether a change that concerns all rows stands there; it is leased now."""
+        ...
+
+    def pages(self, selection: Selection, read: Callable[[Selection], Iterator[Page]]) -> Iterator[Page]:
+        """The rows of all changes up to now, by `read`; keys without a row are `deleted`. None covers anything."""
+        ...
+
+    def check(self) -> None:
+        """Before a store is written. Raises Transient where the leases may have run out."""
+        ...
+
+    def finish(self, keys: Sequence[str]) -> None:
+        """These are worked off; what has changed again since stays."""
+        ...
+
+    def finish_all_rows(self) -> None:
+        """All rows were seen; that settles also what could never be finished by itself."""
+        ...
+
+    def put(self, keys: Sequence[str]) -> None:
+        """Queues keys whose rows are to be tried again."""
+        ...
+
+    def release(self) -> None:
+        """Gives back what was taken and not finished."""
+        ...
+
+    def waiting(self) -> Waiting: ...
+
+    def wait(self, seconds: float, stop: threading.Event) -> None:
+        """Until a change comes, for so long at most."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class CanQueue(Protocol):
+    """A source that can have its changes queued."""
+
+    def watch(self, pipeline: str, columns: Sequence[str]) -> None:
+        """Queues changes of these columns from now on. Raises ConfigError where that cannot be."""
+        ...
+
+    def unwatch(self, pipeline: str) -> bool:
+        """Whether there was something to end."""
+        ...
+
+    def feed(self, pipeline: str, columns: Sequence[str]) -> Feed:
+        """Raises ConfigError where nothing is queued for this pipeline, or less than these columns."""
         ...
 
 

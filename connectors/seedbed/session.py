@@ -21,10 +21,12 @@ from seedbed.protocols import (
     UNNAMED,
     CanCountTokens,
     CanFetch,
+    CanQueue,
     CanSpend,
     CollectionSpec,
     DecodesMedia,
     Embedder,
+    Feed,
     Selection,
     Sink,
     Source,
@@ -60,6 +62,7 @@ class Session:
         self.declaration = declaration
         self.writes = writes
         self._stack = ExitStack()
+        self._sinks: dict[str, Sink] = {}
 
     def __enter__(self) -> Session:
         return self
@@ -75,6 +78,24 @@ class Session:
         source = registry.source(config.url, **settings(config, "tenant"))
         self._stack.callback(source.close)
         return source
+
+    @cached_property
+    def feed(self) -> Feed:
+        """What the source queues for this pipeline. Raises ConfigError where it queues nothing."""
+        feed = self.queueing.feed(self.declaration.name, self.columns)
+        self._stack.callback(feed.close)
+        return feed
+
+    @property
+    def queueing(self) -> CanQueue:
+        """The source, which can have its changes queued. Raises ConfigError for one that cannot."""
+        if not isinstance(self.source, CanQueue):
+            raise ConfigError(
+                "only the changes of a Postgres table can be queued",
+                setting="source.changes",
+                hint='set changes = "scan"',
+            )
+        return self.source
 
     @property
     def fetch(self) -> Fetch | None:
@@ -211,9 +232,12 @@ class Session:
         return Outlet(number, config, payload, spec)
 
     def open_sink(self, config: SinkConfig) -> Sink:
-        sink = registry.sink(config.url, **settings(config, "payload", "metric", "store_text"))
-        self._stack.callback(sink.close)
-        return sink
+        """Once a session: several passes share it."""
+        if config.name not in self._sinks:
+            sink = registry.sink(config.url, **settings(config, "payload", "metric", "store_text"))
+            self._stack.callback(sink.close)
+            self._sinks[config.name] = sink
+        return self._sinks[config.name]
 
     def selection(self, **narrowed: Any) -> Selection:
         """Of the columns that contents and payloads need, in pages that the memory holds; `narrowed` as Selection."""

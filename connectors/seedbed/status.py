@@ -11,7 +11,7 @@ from seedbed.declaration import SinkConfig
 from seedbed.errors import RowError, SeedbedError
 from seedbed.identity import show_key
 from seedbed.ledger import Ledger, RunRecord
-from seedbed.protocols import CanSpend
+from seedbed.protocols import CanSpend, Waiting
 from seedbed.session import Session
 from seedbed.sinks.checks import check_fit
 
@@ -20,11 +20,12 @@ _RUNS = 50
 
 
 def status(session: Session) -> dict[str, Any]:
-    """From the ledger alone: no source, store or model is asked."""
+    """From the ledger alone, and from the queue where changes are queued: no store or model is asked."""
     ledger, name = session.ledger, session.declaration.name
     pipeline = ledger.pipeline_id(name)
     runs = ledger.runs(pipeline, _RUNS)
     failures = ledger.failures(pipeline)[:20]
+    waiting = _queue(session)
     return {
         "pipeline": name,
         "sinks": {sink.name: _sink(sink, ledger, pipeline, runs) for sink in session.declaration.sink},
@@ -34,8 +35,19 @@ def status(session: Session) -> dict[str, Any]:
             {"started": run.started, "finished": run.finished, "outcome": run.outcome, "who": run.who, **run.counts}
             for run in runs[:_SHOWN]
         ],
-        "notes": _notes(session),
+        **({"queue": waiting._asdict()} if isinstance(waiting, Waiting) else {}),
+        "notes": _notes(session, waiting),
     }
+
+
+def _queue(session: Session) -> Waiting | str | None:
+    """What waits there, why it cannot be told, or None where nothing is queued at all."""
+    if session.declaration.source.changes != "queue":
+        return None
+    try:
+        return session.feed.waiting()
+    except SeedbedError as error:
+        return error.message
 
 
 def _sink(sink: SinkConfig, ledger: Ledger, pipeline: int | None, runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -61,8 +73,31 @@ def _whole(run: RunRecord) -> bool:
     return not (run.outcome or "failed: ").startswith("failed: ")
 
 
-def _notes(session: Session) -> list[str]:
+UNDRAINED = 3600.0
+"""Seconds after which a change that nobody works off is told."""
+
+
+def _queue_notes(waiting: Waiting) -> list[str]:
+    notes = []
+    if waiting.oldest > UNDRAINED and not waiting.taken:
+        notes.append(
+            f"{waiting.changes:,} changes wait, the oldest for {waiting.oldest / 3600:.1f} hours, and nobody works "
+            "them off: run `seedbed sync` by a schedule or with --follow, or end it by `seedbed unwatch`"
+        )
+    if waiting.stuck:
+        notes.append(
+            f"{waiting.stuck:,} changes were taken five times and never finished (does a row bring its worker down?): "
+            "`seedbed sync --full` looks at all rows"
+        )
+    return notes
+
+
+def _notes(session: Session, waiting: Waiting | str | None) -> list[str]:
     source = session.declaration.source
+    if isinstance(waiting, Waiting):
+        return _queue_notes(waiting)
+    if waiting is not None:
+        return [f"the queue cannot be asked: {waiting}"]
     if source.changes == "watermark" and not source.deleted:
         return [
             'changes = "watermark" sees no deletes: name a soft-delete column (`deleted = "…"`) '

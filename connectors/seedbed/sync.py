@@ -6,6 +6,7 @@ commit: a crash at any instant is repaired by running again.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -20,20 +21,21 @@ from seedbed.diff import Differ, Gone, PageDiff
 from seedbed.embedding import Embedded, EmbeddingStage
 from seedbed.errors import Refused, SeedbedError, ServiceError
 from seedbed.identity import show_key
-from seedbed.ledger import Destination, RowFailure, State
-from seedbed.protocols import CanTellProvenance, Page, Selection, Sink, Usage
+from seedbed.ledger import Destination, Ledger, RowFailure, State
+from seedbed.protocols import CanTellProvenance, Feed, Page, Selection, Sink, Usage
 from seedbed.report import SinkCounts, SyncReport
 from seedbed.retry import Patience
 from seedbed.session import Outlet, Session
 from seedbed.spool import GoneSpool
-from seedbed.work import Work, batched
+from seedbed.work import VECTOR, Work, batched
 from seedbed.writing import SinkWriter
 
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
     """`limit` changed rows, `keys` (canonical) and `where` narrow a run, which then never deletes.
-    `full` rewrites every row, from the cache where it can."""
+    `full` rewrites every row, from the cache where it can. `retry`: rows that failed before are tried again, where the
+    run would not see them by itself."""
 
     limit: int | None = None
     keys: Sequence[str] | None = None
@@ -41,6 +43,7 @@ class SyncOptions:
     full: bool = False
     allow_deletes: bool = False
     allow_reembed: bool = False
+    retry: bool = True
     patience: Patience = field(default_factory=Patience)
 
     @property
@@ -57,7 +60,8 @@ class _Live:
     writer: SinkWriter
     destination: Destination
     counts: SinkCounts
-    rows_before: int
+    fresh: int = 0
+    """Rows of this run that had no points there before."""
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -91,19 +95,44 @@ class _Run:
         self._watermark: str | None = None
         self._failed_now: set[bytes] = set()
         self._usage = Usage()
+        self._feed: Feed | None = None
 
     def run(self) -> SyncReport:
         name = self._session.declaration.name
         ledger = self._session.ledger
-        ledger.lock(name)
         self._pipeline = ledger.register(name)
+        self._state = ledger.state(self._pipeline)
+        self._feed = self._changes()
+        try:
+            ledger.lock(name, shared=self._feed is not None)
+            return self._locked(name, ledger)
+        finally:
+            if self._queued:
+                self._session.feed.release()
+            ledger.unlock()
+
+    @property
+    def _queued(self) -> bool:
+        return self._session.declaration.source.changes == "queue" and not self._options.narrowed
+
+    def _changes(self) -> Feed | None:
+        """The queue, where what it holds is all that a run must see; None where all rows must be read: at first, under
+        another subscription or recipe, and where a change concerns them all."""
+        if not self._queued:
+            return None
+        feed = self._session.feed
+        known = self._state == State(self._session.recipe.fingerprint, feed.marker)
+        whole = feed.all_rows()
+        return None if whole or self._options.full or not known else feed
+
+    def _locked(self, name: str, ledger: Ledger) -> SyncReport:
         self._run_id = ledger.begin(self._pipeline, f"process {os.getpid()} on {socket.gethostname()}")
         try:
-            self._state = ledger.state(self._pipeline)
             self._session.govern(f"run {self._run_id} of {name}")
             self._usage = self._session.embedder.usage
             self._connect()
             self._check_recipe()
+            self._put_back()
             with closing(GoneSpool()) as spool:
                 self._pass(spool)
                 self._retry_left_behind(spool)
@@ -163,7 +192,7 @@ class _Run:
             ledger.reset(destination)
         ledger.recover(destination)
         writer = SinkWriter(len(self._live), sink, destination, outlet, ledger, self._run_id, self._options.patience)
-        return _Live(outlet, sink, writer, destination, counts, ledger.count(destination))
+        return _Live(outlet, sink, writer, destination, counts)
 
     def _differ(self) -> Differ:
         return Differ(
@@ -192,7 +221,9 @@ class _Run:
                     setting="limits.max_reembed",
                     hint="look at `seedbed plan`; then run again with --allow-reembed",
                 )
-        self._state = State(fingerprint, self._state.watermark)
+        # Until all rows are seen, none are known to be done: a run that is cut short begins at the first one again.
+        seen = None if self._queued and self._feed is None else self._state.watermark
+        self._state = State(fingerprint, seen)
         self._session.ledger.set_state(self._pipeline, self._state)
 
     def _selection(self) -> Selection:
@@ -205,14 +236,26 @@ class _Run:
             since=self._state.watermark if by_watermark and not options.full else None,
         )
 
+    def _put_back(self) -> None:
+        """Rows that failed or were left in doubt go into the queue again, where workers share them."""
+        if self._feed is None or not self._options.retry:
+            return
+        ledger = self._session.ledger
+        doubtful = {entry.key for live in self._live for entry in ledger.unknown(live.destination)}
+        self._feed.put(sorted(doubtful | {failure.key for failure in ledger.failures(self._pipeline)}))
+
     # --- the pass -----------------------------------------------------------------------------------
 
     def _pass(self, spool: GoneSpool) -> None:
-        self._run_stages(self._session.source.pages(self._selection()), spool, derive=not self._options.narrowed)
+        earlier = [failure.position for failure in self._session.ledger.failures(self._pipeline)]
+        self._seen = set(earlier) if self._feed is None else set()
+        self._earlier = frozenset(earlier)
+        pages = self._session.source.pages
+        changed = pages(self._selection()) if self._feed is None else self._feed.pages(self._selection(), pages)
+        self._run_stages(changed, spool, derive=not self._options.narrowed)
         whole = not self._options.narrowed and not self._stop.is_set()
-        if whole and self._session.declaration.source.changes == "scan":
-            earlier = (failure.position for failure in self._session.ledger.failures(self._pipeline))
-            mended = [position for position in earlier if position not in self._failed_now]
+        if whole and self._session.declaration.source.changes != "watermark":
+            mended = [position for position in earlier if position in self._seen - self._failed_now]
             self._session.ledger.forget_failures(self._pipeline, mended)
 
     def _retry_left_behind(self, spool: GoneSpool) -> None:
@@ -285,11 +328,25 @@ class _Run:
                 left -= len(work)
             if work is not None and len(work):
                 yield work
+            self._settle(page, found)
             if self._stop.is_set():
                 self._report.stopped = True
                 return
             if left == 0:
                 return
+
+    def _settle(self, page: Page, found: PageDiff) -> None:
+        """Changes that need no write are worked off as soon as that is known."""
+        if self._feed is None:
+            return
+        self._seen |= self._earlier.intersection(page.positions)
+        waits = {*(found.work.keys if found.work else ()), *(gone.key for gone in found.gone)}
+        self._worked_off({*page.keys, *page.failed, *(key for key, _ in page.deleted)} - waits)
+
+    def _worked_off(self, keys: Iterable[str]) -> None:
+        """Only while every sink is up: one that is not needs them again."""
+        if self._feed is not None and all(counts.error is None for counts in self._report.sinks.values()):
+            self._feed.finish(sorted(keys))
 
     def _note(self, found: PageDiff) -> None:
         report = self._report
@@ -315,6 +372,8 @@ class _Run:
     def _write(self, batch: Embedded) -> None:
         report, work = self._report, batch.work
         refused, stands = dict(batch.failed), set[int]()
+        if self._feed is not None:
+            self._feed.check()
         for live in self._live:
             needed = sum(what != 0 for what in work.needs[live.writer.number].what)
             if live.counts.error is not None:
@@ -324,6 +383,8 @@ class _Run:
                 with live.timed():
                     written, bad = live.writer.write(batch)
                 live.counts.upserted += len(written)
+                need = work.needs[live.writer.number]
+                live.fresh += sum(need.what[row] == VECTOR and not need.stands[row] for row in written)
                 stands.update(written)
                 refused.update(bad)
             except ServiceError as error:
@@ -333,6 +394,7 @@ class _Run:
         report.tokens += batch.tokens
         report.upserted += len(stands)
         self._fail([RowFailure(work.positions[r], work.keys[r], work.hashes[r], why) for r, why in refused.items()])
+        self._worked_off(work.keys)
 
     def _down(self, live: _Live, error: ServiceError, behind: int) -> None:
         live.counts.error = error.message
@@ -348,17 +410,32 @@ class _Run:
             gone = spool.counts.get(live.writer.number, 0)
             if live.counts.error is not None:
                 live.counts.behind += gone
-            elif gone > limit * live.rows_before and not self._options.allow_deletes:
+            elif gone and not self._options.allow_deletes and not self._beyond(live, gone / limit if limit else None):
                 live.counts.behind += gone
+                before = self._session.ledger.count(live.destination) - live.fresh
                 self._report.refused = Refused(
-                    f"{gone} of {live.rows_before} rows are gone from the source (or empty): more than the limit "
+                    f"{gone} of {before} rows are gone from the source (or empty): more than the limit "
                     f"of {limit:.0%}, so their vectors were kept",
                     setting="limits.max_delete",
                     hint="look whether the source is whole; then run again with --allow-deletes",
                 )
             else:
                 self._delete_from(live, spool)
+        self._finish_deleted(spool)
         self._report.deleted = max((live.counts.deleted for live in self._live), default=0)
+
+    def _beyond(self, live: _Live, rows: float | None) -> bool:
+        """Whether at least so many rows stood at the sink before this run; None: more than there are."""
+        if rows is None:
+            return False
+        most = math.ceil(rows) + live.fresh
+        return self._session.ledger.count(live.destination, most) - live.fresh >= rows
+
+    def _finish_deleted(self, spool: GoneSpool) -> None:
+        if self._feed is not None and self._report.refused is None:
+            for live in self._live:
+                for batch in spool.batches(live.writer.number):
+                    self._worked_off(gone.key for gone in batch)
 
     def _delete_from(self, live: _Live, spool: GoneSpool) -> None:
         for batch in spool.batches(live.writer.number):
@@ -381,7 +458,15 @@ class _Run:
                         self._calibrate(live)
                 except ServiceError as error:
                     self._down(live, error, 0)
-        if self._watermark is not None and self._report.exit_code in (0, 3):
+        if self._report.exit_code in (0, 3):
+            self._remember()
+
+    def _remember(self) -> None:
+        """How far this run has come, so that the next begins there."""
+        if self._queued and self._feed is None and not self._stop.is_set():
+            self._watermark = self._session.feed.marker
+            self._session.feed.finish_all_rows()
+        if self._watermark is not None:
             self._session.ledger.set_state(self._pipeline, State(self._state.recipe, self._watermark))
 
     def _calibrate(self, live: _Live) -> None:

@@ -64,8 +64,11 @@ def plan(pipeline: Path, json_: bool) -> None:
 @click.option("--full", is_flag=True, help="Write every row anew, from the cache where it can.")
 @click.option("--allow-deletes", is_flag=True, help="Delete even past [limits] max_delete.")
 @click.option("--allow-reembed", is_flag=True, help="Embed anew even past [limits] max_reembed.")
+@click.option("--follow", is_flag=True, help="Go on as changes are queued, until stopped (after `watch`).")
 @JSON
-def sync(pipeline: Path, more_keys: tuple[str, ...], keys: str | None, json_: bool, **options: Any) -> int:
+def sync(
+    pipeline: Path, more_keys: tuple[str, ...], keys: str | None, follow: bool, json_: bool, **options: Any
+) -> int:
     """Bring every sink in step with the source."""
     from seedbed import load
 
@@ -74,6 +77,10 @@ def sync(pipeline: Path, more_keys: tuple[str, ...], keys: str | None, json_: bo
     made = load(pipeline)
     if keys is not None:
         options["keys"] = _canonical(made, [keys, *more_keys])
+    if follow:
+        if keys is not None or options["limit"] is not None or options["where"] is not None:
+            raise click.UsageError("--follow goes with no choice of rows")
+        return _follow(made, options, json_=json_)
     with _stopping() as stop, output.progress(lambda: _estimate(made), quiet=json_) as show:
         report = made.sync(progress=show, stop=stop, **options)
     if json_:
@@ -81,6 +88,52 @@ def sync(pipeline: Path, more_keys: tuple[str, ...], keys: str | None, json_: bo
     else:
         output.sync_report(report)
     return report.exit_code
+
+
+def _follow(made: Any, options: dict[str, Any], *, json_: bool) -> int:
+    def each(done: Any) -> None:
+        if json_:
+            output.as_json(done.as_dict())
+        else:
+            output.sync_report(done.report)
+            click.echo(f"{done.waiting:,} changes waiting, the oldest for {done.lag:.1f} s")
+
+    with _stopping() as stop:
+        report = made.follow(
+            each=each, troubled=lambda error: output.failure(error, as_json=json_), stop=stop, **options
+        )
+    return report.exit_code if report.refused is not None else 0
+
+
+@cli.command()
+@PIPELINE
+@JSON
+def watch(pipeline: Path, json_: bool) -> None:
+    """Have the source's database queue what changes, by triggers on the table (with changes = "queue")."""
+    from seedbed import load
+
+    made = load(pipeline)
+    made.watch()
+    if json_:
+        output.as_json({"watched": made.name})
+    else:
+        click.echo(f"changes of {made.declaration.source.table} are queued from now on; the next sync reads all rows")
+        if made.declaration.source.changes != "queue":
+            click.echo('note: set changes = "queue" in [source], or nobody works the queue off')
+
+
+@cli.command()
+@PIPELINE
+@JSON
+def unwatch(pipeline: Path, json_: bool) -> None:
+    """Take the triggers away, and what is queued with them."""
+    from seedbed import load
+
+    ended = load(pipeline).unwatch()
+    if json_:
+        output.as_json({"unwatched": ended})
+    else:
+        click.echo("nothing is queued any more" if ended else "nothing was being queued")
 
 
 @cli.command()
@@ -150,6 +203,10 @@ def status(pipeline: Path, json_: bool) -> None:
     for run in found["runs"]:
         counts = {n: run.get(n, 0) for n in ("read", "embedded", "cached", "upserted", "deleted", "failed")}
         click.echo(f"run {run['started']}: {run['outcome'] or 'running'} — {output.pairs(counts)}")
+    if queue := found.get("queue"):
+        click.echo(
+            f"queue: {queue['changes']:,} changes, {queue['taken']:,} taken, the oldest {queue['oldest']:.0f} s old"
+        )
     for failed in found["failed"]:
         click.echo(f"failed row {failed['key']}: {failed['error']}")
     for note in found["notes"]:

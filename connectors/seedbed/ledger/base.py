@@ -29,7 +29,7 @@ from seedbed.protocols import Usage
 if TYPE_CHECKING:
     from seedbed.embedders.account import Keeper
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # {serial}, {bytes}: the two words in which the dialects differ.
 TABLES = """
@@ -53,9 +53,14 @@ UPGRADES = {
 create table {p}shared_state (name text primary key, state text not null);
 create table {p}usage_of_model (model text primary key, calls integer not null, estimated {real} not null,
   tokens integer not null)
-"""
+""",
+    3: """
+alter table {p}intent add column run_id integer not null default 0;
+create index target_in_doubt on {p}target (destination_id) where content = {unknown}
+""",
 }
-"""What a version adds to the one before it. Accounts' limits and budgets; how far estimates of tokens were off."""
+"""What a version adds to the one before it. 2: accounts' limits and budgets; how far estimates of tokens were off.
+3: whose an intent is, as several runs may share a pipeline; what is in doubt is found without reading all."""
 
 UNKNOWN = bytes(32)
 """No SHA-256 of anything: the hash of what a crash left in doubt."""
@@ -127,6 +132,10 @@ class Ledger(abc.ABC):
     def __init__(self) -> None:
         self._guard = threading.RLock()
         self._version = SCHEMA_VERSION
+        self._run = 0
+
+    _unknown: str
+    """The literal of UNKNOWN."""
 
     # --- what a dialect gives -----------------------------------------------------------------------
 
@@ -146,8 +155,21 @@ class Ledger(abc.ABC):
     def _transaction(self) -> AbstractContextManager[None]: ...
 
     @abc.abstractmethod
-    def lock(self, pipeline: str) -> None:
-        """Only one run of a pipeline at a time; released by `close` or by death. Raises AlreadyRunning."""
+    def lock(self, pipeline: str, *, shared: bool = False) -> None:
+        """One run of a pipeline at a time, or several that share it (where the dialect knows such) and no other;
+        released by `unlock`, `close` or death. Raises AlreadyRunning."""
+
+    @abc.abstractmethod
+    def unlock(self) -> None:
+        """Nothing where nothing is locked."""
+
+    def _claim(self, run_id: int) -> None:
+        """Others that share the pipeline see from now on that this run lives."""
+        self._run = run_id
+
+    def _lives(self, run_id: int) -> bool:
+        """Whether another process is at work on this run; never, where runs share nothing."""
+        return False
 
     @abc.abstractmethod
     def close(self) -> None: ...
@@ -181,16 +203,15 @@ class Ledger(abc.ABC):
 
     def begin(self, pipeline_id: int, who: str) -> int:
         with self._transaction():
-            self._query(
-                "update run set finished = ?, outcome = 'died' where pipeline_id = ? and finished is null",
-                [_now(), pipeline_id],
+            for (found,) in self._query("select id from run where pipeline_id = ? and finished is null", [pipeline_id]):
+                if not self._lives(found):
+                    self._query("update run set finished = ?, outcome = 'died' where id = ?", [_now(), found])
+            made = self._query(
+                "insert into run (pipeline_id, who, started) values (?, ?, ?) returning id",
+                [pipeline_id, who, _now()],
             )
-            return int(
-                self._query(
-                    "insert into run (pipeline_id, who, started) values (?, ?, ?) returning id",
-                    [pipeline_id, who, _now()],
-                )[0][0]
-            )
+            self._claim(int(made[0][0]))
+        return self._run
 
     def end(self, run_id: int, outcome: str, counts: dict[str, Any], provenance: dict[str, str]) -> None:
         self._query(
@@ -240,10 +261,13 @@ class Ledger(abc.ABC):
             rows = self._query(found, which)
         return Destination(*rows[0])
 
-    def count(self, destination: Destination | None) -> int:
+    def count(self, destination: Destination | None, most: int = -1) -> int:
+        """Rows that stand there; not counted any further than `most`."""
         if destination is None:
             return 0
-        return int(self._query("select count(*) from target where destination_id = ?", [destination.id])[0][0])
+        limit = f" limit {most}" if most >= 0 else ""
+        counted = f"select count(*) from (select 1 from target where destination_id = ?{limit}) as counted"
+        return int(self._query(counted, [destination.id])[0][0])
 
     def touched(self, destination: Destination) -> bool:
         """Whether anything was ever written, or begun to be written, there."""
@@ -284,8 +308,9 @@ class Ledger(abc.ABC):
         if destination is None:
             return []
         rows = self._query(
-            "select position, key, content, payload, points from target where destination_id = ? and content = ?",
-            [destination.id, UNKNOWN],
+            "select position, key, content, payload, points from target where destination_id = ? "
+            f"and content = {self._unknown}",  # a literal, as the index of these rows has it
+            [destination.id],
         )
         return [Entry(*row) for row in rows]
 
@@ -293,8 +318,8 @@ class Ledger(abc.ABC):
         """Commits that these rows are about to be written or removed; `points` the most that may stand there."""
         return int(
             self._query(
-                "insert into intent (destination_id, entries) values (?, ?) returning id",
-                [destination.id, json.dumps([(e.position.hex(), e.key, e.points) for e in entries])],
+                "insert into intent (destination_id, run_id, entries) values (?, ?, ?) returning id",
+                [destination.id, self._run, json.dumps([(e.position.hex(), e.key, e.points) for e in entries])],
             )[0][0]
         )
 
@@ -321,15 +346,18 @@ class Ledger(abc.ABC):
 
     def recover(self, destination: Destination) -> int:
         """Folds what a crash left in flight into the targets, in doubt; how many intents there were."""
-        left = self._query("select id, entries from intent where destination_id = ? order by id", [destination.id])
-        for number, entries in left:
-            doubtful = [
-                Entry(bytes.fromhex(p), key, UNKNOWN, UNKNOWN, points) for p, key, points in json.loads(entries)
-            ]
-            with self._transaction():
+        found = self._query("select id, run_id from intent where destination_id = ? order by id", [destination.id])
+        left = [number for number, run_id in found if run_id == self._run or not self._lives(run_id)]
+        return sum(self._recover(destination, number) for number in left)
+
+    def _recover(self, destination: Destination, number: int) -> int:
+        with self._transaction():
+            for (entries,) in self._query("delete from intent where id = ? returning entries", [number]):
+                read = json.loads(entries)
+                doubtful = [Entry(bytes.fromhex(p), key, UNKNOWN, UNKNOWN, points) for p, key, points in read]
                 self._put_targets(destination, 0, doubtful, _DOUBT)
-                self._query("delete from intent where id = ?", [number])
-        return len(left)
+                return 1
+        return 0
 
     def _put_targets(self, destination: Destination, run_id: int, entries: Sequence[Entry], update: str) -> None:
         self._many(

@@ -16,15 +16,18 @@ from psycopg.rows import TupleRow
 
 from seedbed.embedders.account import Change, Keeper, S, T
 from seedbed.errors import AlreadyRunning
-from seedbed.ledger.base import ON_TARGET, SCHEMA_VERSION, TABLES, Destination, Entry, Ledger, Standing
+from seedbed.ledger.base import ON_TARGET, SCHEMA_VERSION, TABLES, UNKNOWN, Destination, Entry, Ledger, Standing
 from seedbed.postgres import Database, mapped
 
 
 class PostgresLedger(Ledger):
-    """One connection in autocommit; the lock is an advisory one of its session, so it dies with it."""
+    """One connection in autocommit; locks are advisory ones of its session, so they die with it."""
+
+    _unknown = f"'\\x{UNKNOWN.hex()}'::bytea"
 
     def __init__(self, url: str) -> None:
         super().__init__()
+        self._locked: tuple[int, bool] | None = None
         self._url = url
         self._database = Database(url, setting="ledger.url")
         self._connection: Connection[TupleRow] = self._database.connect()
@@ -58,6 +61,7 @@ class PostgresLedger(Ledger):
                 "bytes": "bytea",
                 "rowless": "",
                 "real": "float8",
+                "unknown": self._unknown,
             }
             if self._found() is None:
                 self._query("create schema if not exists seedbed_ledger")
@@ -110,14 +114,33 @@ class PostgresLedger(Ledger):
         with self._guard, mapped("ledger.url"), self._connection.transaction():
             yield
 
-    def lock(self, pipeline: str) -> None:
-        number = int.from_bytes(hashlib.sha256(f"seedbed run {pipeline}".encode()).digest()[:8], signed=True)
-        if not self._query("select pg_try_advisory_lock(?)", [number])[0][0]:
+    def lock(self, pipeline: str, *, shared: bool = False) -> None:
+        number = _number(f"seedbed run {pipeline}")
+        if not self._query(f"select pg_try_advisory_lock{'_shared' if shared else ''}(?)", [number])[0][0]:
             raise AlreadyRunning(
                 f"pipeline {pipeline!r} is being run by {self.running(pipeline)}",
                 setting="ledger.url",
                 hint="wait for it to end; a run that died holds nothing",
             )
+        self._locked = (number, shared)
+
+    def unlock(self) -> None:
+        if self._locked is not None:
+            (number, shared), self._locked = self._locked, None
+            self._query(f"select pg_advisory_unlock{'_shared' if shared else ''}(?)", [number])
+        if self._run:
+            self._query("select pg_advisory_unlock(?)", [_number(f"seedbed run number {self._run}")])
+
+    def _claim(self, run_id: int) -> None:
+        super()._claim(run_id)
+        self._query("select pg_advisory_lock(?)", [_number(f"seedbed run number {run_id}")])
+
+    def _lives(self, run_id: int) -> bool:
+        number = _number(f"seedbed run number {run_id}")
+        if not self._query("select pg_try_advisory_lock(?)", [number])[0][0]:
+            return True
+        self._query("select pg_advisory_unlock(?)", [number])
+        return False
 
     def close(self) -> None:
         try:
@@ -168,6 +191,11 @@ class PostgresKeeper:
                 self._connection.close()
                 self._connection = None
             self._database.close()
+
+
+def _number(name: str) -> int:
+    """Of an advisory lock."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
 
 
 def _integers(data: bytes) -> list[int]:

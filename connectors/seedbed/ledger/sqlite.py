@@ -12,11 +12,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from seedbed.errors import AlreadyRunning, ConfigError, Fatal, Transient
-from seedbed.ledger.base import TABLES, Ledger
+from seedbed.ledger.base import TABLES, UNKNOWN, Ledger
 
 
 class SqliteLedger(Ledger):
     """`path` None: in memory, for reading where nothing stands yet."""
+
+    _unknown = f"x'{UNKNOWN.hex()}'"
 
     def __init__(self, path: Path | None) -> None:
         super().__init__()
@@ -39,7 +41,7 @@ class SqliteLedger(Ledger):
     def _create(self) -> None:
         with self._transaction():
             words = {"p": "", "serial": "integer primary key", "bytes": "blob", "rowless": " without rowid"}
-            words["real"] = "real"
+            words |= {"real": "real", "unknown": self._unknown}
             if not self._query("select 1 from sqlite_master where name = 'ledger_version'"):
                 for statement in TABLES.format(**words).split(";"):
                     self._query(statement)
@@ -90,7 +92,8 @@ class SqliteLedger(Ledger):
             hint = next((text for start, text in hints.items() if name.startswith(start)), None)
             raise Fatal(f"the ledger {self._path}: {error}", setting="ledger.url", hint=hint) from error
 
-    def lock(self, pipeline: str) -> None:
+    def lock(self, pipeline: str, *, shared: bool = False) -> None:
+        """A file is one process's: `shared` makes no difference."""
         if self._path is None:
             return
         self._lock = FileLock(f"{self._path}.{pipeline}.lock", timeout=0)
@@ -101,11 +104,15 @@ class SqliteLedger(Ledger):
             raise AlreadyRunning(
                 f"pipeline {pipeline!r} is being run by {self.running(pipeline)}",
                 setting="ledger.url",
-                hint="wait for it to end; a run that died holds nothing",
+                hint="wait for it to end (a run that died holds nothing); several workers of one queue need "
+                "a ledger in Postgres",
             ) from None
 
-    def close(self) -> None:
-        self._connection.close()
+    def unlock(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def close(self) -> None:
+        self._connection.close()
+        self.unlock()

@@ -109,15 +109,19 @@ class Read:
             self.conditions.append(self._compare("<=", within.upto))
 
     def _among(self, keys: Sequence[str]) -> sql.Composable:
-        rows = [
-            sql.SQL("({})").format(
-                sql.SQL(", ").join(
-                    column.literal(part) for column, part in zip(self.relation.key, key_parts(key), strict=True)
-                )
-            )
-            for key in keys
-        ]
-        return sql.SQL("({}) IN ({})").format(self.relation.order_by, sql.SQL(", ").join(rows))
+        """By equality of the columns themselves, whose order plays no part: so that an index is used."""
+        parts = [list(column) for column in zip(*map(key_parts, keys), strict=True)]
+        sides = [column.looked_up for column in self.relation.key]
+        names = [sql.Identifier(f"part{number}") for number in range(len(parts))]
+        return sql.SQL("({}) IN (SELECT {} FROM unnest({}) AS keys ({}))").format(
+            sql.SQL(", ").join(side for side, _ in sides),
+            sql.SQL(", ").join(
+                sql.SQL(part.as_string(None).replace("{part}", name.as_string(None)))
+                for (_, part), name in zip(sides, names, strict=True)
+            ),
+            sql.SQL(", ").join(sql.SQL("{}::text[]").format(sql.Literal(column)) for column in parts),
+            sql.SQL(", ").join(names),
+        )
 
     def _position(self, key: str) -> bytes:
         parts = key_parts(key)

@@ -167,6 +167,26 @@ class KeyColumn:
             return False
         return self.form in INDEXABLE
 
+    @property
+    def looked_up(self) -> tuple[sql.Composable, sql.Composable]:
+        """What to compare with a canonical part `{part}`, both in the column's own type where an index may help."""
+        name, kind = self.column.identifier, self.column.type_name
+        match self.form:
+            case "int":
+                return name, sql.SQL("{part}::int8")
+            case "text":
+                return name, sql.SQL("{part}")
+            case "text_cast" if kind in ("numeric", "bpchar", "name"):
+                return name, sql.SQL("{part}::" + kind)
+            case "text_cast":
+                return sql.SQL("{}::text").format(name), sql.SQL("{part}")
+            case "bytes":
+                return name, sql.SQL("decode({part}, 'hex')")
+            case "raw":
+                return name, sql.SQL("{part}::" + kind)
+            case form:
+                return name, sql.SQL("{part}::" + form)
+
     def literal(self, part: str) -> sql.Composable:
         """A canonical part as a value to compare with `order`."""
         text = sql.Literal(part)

@@ -17,9 +17,10 @@ from psycopg import sql
 
 from seedbed.errors import ConfigError
 from seedbed.identity import KeyRange
-from seedbed.protocols import CanShard, Page, Selection, Source
+from seedbed.protocols import CanQueue, CanShard, Page, Selection, Source
 from seedbed.sources import paging
 from seedbed.sources.horizon import check_column, horizon
+from seedbed.sources.pg_queue import Queue, QueueFeed
 from seedbed.sources.pg_read import Read
 from seedbed.sources.pg_relation import Relation, condition, describe
 from seedbed.sources.pg_session import ReadSession
@@ -38,6 +39,7 @@ class PostgresSource:
     def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
         self._settings = SourceSettings.of(settings)
         self._session = ReadSession(url)
+        self._queue = Queue(url)
 
     @cached_property
     def _relation(self) -> Relation:
@@ -114,6 +116,28 @@ class PostgresSource:
             newest = read.seen if read.seen is not None else selection.since
             yield Page(*held_keys, watermark=None if newest is None else min(newest, bound))
 
+    # --- changes by queue ---------------------------------------------------------------------------
+
+    def watch(self, pipeline: str, columns: Sequence[str]) -> None:
+        self._queue.watch(pipeline, self._table(), self._watched(columns), self._settings.where)
+
+    def unwatch(self, pipeline: str) -> bool:
+        return self._queue.unwatch(pipeline)
+
+    def feed(self, pipeline: str, columns: Sequence[str]) -> QueueFeed:
+        return QueueFeed(self._queue, pipeline, self._table(), self._watched(columns), self._settings.where)
+
+    def _table(self) -> Relation:
+        if self._settings.table is None:
+            raise ConfigError(
+                "a query's changes cannot be queued", setting="source.query", hint="name a table, or see them by scan"
+            )
+        return self._relation
+
+    def _watched(self, columns: Sequence[str]) -> list[str]:
+        keys, deleted = self.key_columns, self._settings.deleted
+        return sorted({*columns, *([deleted] if deleted else [])} - {*keys})
+
     # --- size ---------------------------------------------------------------------------------------
 
     def estimate(self) -> int | None:
@@ -145,6 +169,7 @@ class PostgresSource:
         return sorted({paging.encode_keys([pa.array([part]) for part in row])[1][0] for row in rows})
 
     def close(self) -> None:
+        self._queue.close()
         self._session.close()
 
 
@@ -166,3 +191,4 @@ def _at_least_one(chunks: Iterator[paging.Chunk], read: Read) -> Iterator[paging
 if TYPE_CHECKING:
     _source: type[Source] = PostgresSource
     _shards: type[CanShard] = PostgresSource
+    _queue: type[CanQueue] = PostgresSource

@@ -46,9 +46,18 @@ class SourceSettings:
     def _check(self) -> None:
         if len(set(self.key)) != len(self.key):
             raise ConfigError("a key column is named twice", setting="source.key", hint="name each once")
-        if self.changes not in ("scan", "watermark"):
+        if self.changes not in ("scan", "watermark", "queue"):
             raise ConfigError(
-                f"{self.changes!r} is no way to see changes", setting="source.changes", hint="known: scan, watermark"
+                f"{self.changes!r} is no way to see changes",
+                setting="source.changes",
+                hint="known: scan, watermark, queue",
+            )
+        if self.changes == "queue" and self.query is not None:
+            raise ConfigError(
+                "a query's changes cannot be queued: triggers stand on tables, and only the query knows which of its "
+                "rows a change of one of them touches",
+                setting="source.query",
+                hint='name a table, or set changes = "scan" or "watermark"',
             )
         if self.changes == "watermark" and not self.watermark:
             raise ConfigError(
@@ -58,7 +67,7 @@ class SourceSettings:
             )
         if self.watermark and self.changes != "watermark":
             raise ConfigError(
-                "a watermark column is named, but changes are seen by scan",
+                f"a watermark column is named, but changes are seen by {self.changes}",
                 setting="source.watermark",
                 hint='set changes = "watermark", or leave the column out',
             )

@@ -1,0 +1,286 @@
+"""Changes captured by triggers into `seedbed_queue` (sql/queue.sql): watching a table, and working off what changed.
+
+A worker leases changes, reads their rows by key, and takes them out of the queue once they are done. What changed
+again meanwhile has a number beyond those that the pass began with, so it stays. A dead worker's leases run out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from seedbed.errors import ConfigError, SeedbedError, Transient
+from seedbed.identity import key_parts, position
+from seedbed.postgres import Database, mapped
+from seedbed.protocols import Feed, Page, Selection, Waiting
+from seedbed.sources.pg_relation import Relation, condition
+
+LEASE = 60.0
+"""Seconds after which a worker that says nothing more has lost what it took."""
+_RENEWED = LEASE / 4
+_ALL_ROWS = ""
+"""The key that stands for all rows: the table was truncated, or lost a column that is watched."""
+_TAKEN = 2048
+_CHANNEL = "seedbed_queue"
+
+Read = Callable[[Selection], Iterator[Page]]
+
+
+class Queue:
+    """One connection to the schema `seedbed_queue`, used by several threads in turn."""
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url, setting="source.url")
+        self._connection: psycopg.Connection[TupleRow] | None = None
+        self._guard = threading.RLock()
+
+    def rows(self, statement: str, *parameters: object) -> list[TupleRow]:
+        with self._guard, mapped("source.url"):
+            cursor = self.connection().execute(statement.encode(), parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def connection(self) -> psycopg.Connection[TupleRow]:
+        with self._guard:
+            if self._connection is None or self._connection.closed:
+                self._connection = self.connect()
+            return self._connection
+
+    def connect(self) -> psycopg.Connection[TupleRow]:
+        return self._database.connect()
+
+    def close(self) -> None:
+        with self._guard:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            self._database.close()
+
+    # --- watching -----------------------------------------------------------------------------------
+
+    def stands(self) -> bool:
+        return self.rows("SELECT to_regclass('seedbed_queue.change') IS NOT NULL")[0][0] is True
+
+    def watch(self, name: str, relation: Relation, columns: Sequence[str], where: str | None) -> None:
+        """Raises ConfigError for a relation whose changes cannot be queued, Fatal without the rights."""
+        table = relation.source.as_string(None)
+        connection = self.connection()
+        with self._guard, mapped("source.url"), connection.transaction():
+            if not self.stands():
+                connection.execute(files("seedbed.sql").joinpath("queue.sql").read_bytes())
+            connection.execute(
+                "SELECT seedbed_queue.watch(%s::text, %s::regclass, %s::text[], %s::text[])",
+                [name, table, _key_names(relation), [*columns, *self.named_by(relation, where, columns)]],
+            )
+
+    def unwatch(self, name: str) -> bool:
+        return self.stands() and self.rows("SELECT seedbed_queue.unwatch(%s::text)", name)[0][0] is True
+
+    def named_by(self, relation: Relation, where: str | None, beside: Sequence[str] = ()) -> list[str]:
+        """The columns that a condition reads, as the server itself notes them for a view, beside those known."""
+        if where is None:
+            return []
+        connection = self.connection()
+        view = sql.SQL("CREATE TEMP VIEW seedbed_condition AS SELECT 1 FROM {} WHERE {}")
+        with self._guard, mapped("source.where"), connection.transaction(force_rollback=True):
+            connection.execute(view.format(relation.source, condition(where)))
+            found = connection.execute(_NAMED, [relation.source.as_string(None)]).fetchall()
+        return sorted({name for (name,) in found} - {*beside})
+
+
+_NAMED = """
+SELECT a.attname::text FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+WHERE r.ev_class = 'pg_temp.seedbed_condition'::regclass AND d.refobjid = %s::regclass AND d.refobjsubid > 0"""
+
+
+def _key_names(relation: Relation) -> list[str]:
+    return [key.column.name for key in relation.key]
+
+
+class QueueFeed:
+    """As protocols.Feed. `columns` are those that the pipeline needs: a subscription that does not watch them all
+    raises ConfigError, and so does one that is not there."""
+
+    def __init__(self, queue: Queue, name: str, relation: Relation, columns: Sequence[str], where: str | None) -> None:
+        self._queue = queue
+        self._kinds = [key.column.kind for key in relation.key]
+        self._taker = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:12]}"
+        self._id, created = self._subscription(name, relation, [*columns, *queue.named_by(relation, where, columns)])
+        condition_hash = hashlib.sha256((where or "").encode()).hexdigest()[:12]
+        self.marker = f"queue {self._id} {created} {condition_hash}"
+        self._upto = 0
+        self._alive = time.monotonic()
+        self._closed = threading.Event()
+        self._renewing: threading.Thread | None = None
+        self._listening: psycopg.Connection[TupleRow] | None = None
+
+    def _subscription(self, name: str, relation: Relation, columns: Sequence[str]) -> tuple[int, str]:
+        found = self._queue.stands() and self._queue.rows(
+            "SELECT id, relation = %s::regclass, key_columns, watched_columns, created_at::text"
+            " FROM seedbed_queue.subscription WHERE name = %s",
+            relation.source.as_string(None),
+            name,
+        )
+        again = "run `seedbed watch` on the pipeline file"
+        if not found:
+            raise ConfigError("no changes are being queued for this pipeline", setting="source.changes", hint=again)
+        number, same, key, watched, created = found[0]
+        if not same or key != _key_names(relation):
+            raise ConfigError("what is watched is another table or key", setting="source.table", hint=again)
+        missing = sorted({*columns} - {*watched, *key})
+        if missing:
+            raise ConfigError(
+                f"changes of {', '.join(missing)} are not watched", setting="source.changes", hint=f"{again} once more"
+            )
+        return number, created
+
+    # --- a pass -------------------------------------------------------------------------------------
+
+    def all_rows(self) -> bool:
+        return bool(self._take_key(_ALL_ROWS))
+
+    def pages(self, selection: Selection, read: Read) -> Iterator[Page]:
+        self._upto = self._newest()
+        after = _ALL_ROWS
+        while True:
+            taken = self._queue.rows(
+                "SELECT key FROM seedbed_queue.take"
+                "(%s::bigint, %s::text, %s::text, %s::bigint, %s::integer, %s::interval)",
+                *(self._id, self._taker, after, self._upto, min(_TAKEN, selection.page_rows), f"{LEASE} s"),
+            )
+            if not taken:
+                return
+            self._keep_alive()
+            keys = sorted(key for (key,) in taken)
+            after = max(keys, key=str.encode)
+            yield from self._rows_of(keys, selection, read)
+
+    def _rows_of(self, keys: list[str], selection: Selection, read: Read) -> Iterator[Page]:
+        """Their rows; those that have none are deleted."""
+        missing, last = set(keys), None
+        for page in read(replace(selection, keys=keys)):
+            if last is not None:
+                yield last
+            missing -= {*page.keys, *page.failed, *(key for key, _ in page.deleted)}
+            last = page
+        assert last is not None
+        gone = [(key, position(key_parts(key), self._kinds)) for key in sorted(missing)]
+        yield replace(last, deleted=[*last.deleted, *gone])
+
+    def finish(self, keys: Sequence[str]) -> None:
+        if keys:
+            self._queue.rows(
+                "SELECT seedbed_queue.finish(%s::bigint, %s::text, %s::text[], %s::bigint)",
+                *(self._id, self._taker, list(keys), self._upto),
+            )
+
+    def finish_all_rows(self) -> None:
+        self.finish([_ALL_ROWS])
+        self._queue.rows(
+            "DELETE FROM seedbed_queue.change WHERE subscription_id = %s AND attempts >= 5 AND seq <= %s",
+            *(self._id, self._upto),
+        )
+
+    def put(self, keys: Sequence[str]) -> None:
+        if keys:
+            self._queue.rows("SELECT seedbed_queue.put(%s::bigint, %s::text[])", self._id, list(keys))
+
+    def release(self) -> None:
+        with suppress(SeedbedError):  # what cannot be given back comes back when its lease runs out
+            self._queue.rows("SELECT seedbed_queue.release(%s::bigint, %s::text)", self._id, self._taker)
+
+    def _newest(self) -> int:
+        return int(self._queue.rows("SELECT seedbed_queue.newest()")[0][0])
+
+    def _take_key(self, key: str) -> list[Any]:
+        self._upto = self._newest()
+        return self._queue.rows(
+            "UPDATE seedbed_queue.change SET lease_owner = %s, lease_until = clock_timestamp() + %s::interval"
+            " WHERE subscription_id = %s AND key = %s AND (lease_until IS NULL OR lease_until < clock_timestamp())"
+            " RETURNING key",
+            *(self._taker, f"{LEASE} s", self._id, key),
+        )
+
+    # --- leases -------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        if self._renewing is not None and time.monotonic() - self._alive > LEASE - _RENEWED:
+            raise Transient(
+                f"the leases of changed rows were not renewed for {LEASE:.0f} seconds: others may have taken them",
+                setting="source.url",
+                hint="run again: nothing is lost, and what was embedded is in the cache",
+            )
+
+    def _keep_alive(self) -> None:
+        if self._renewing is None:
+            self._alive = time.monotonic()
+            self._renewing = threading.Thread(target=self._renew, name="seedbed-leases", daemon=True)
+            self._renewing.start()
+
+    def _renew(self) -> None:
+        while not self._closed.wait(_RENEWED):
+            began = time.monotonic()
+            with suppress(SeedbedError):
+                self._queue.rows(
+                    "SELECT seedbed_queue.renew(%s::bigint, %s::text, %s::interval)",
+                    *(self._id, self._taker, f"{LEASE} s"),
+                )
+                self._alive = began
+
+    # --- between passes -----------------------------------------------------------------------------
+
+    def waiting(self) -> Waiting:
+        return waiting_of(self._queue, self._id)
+
+    def wait(self, seconds: float, stop: threading.Event) -> None:
+        """By NOTIFY, which comes where the queue was empty before; and by the clock, which is always enough."""
+        end = time.monotonic() + seconds
+        while not stop.is_set() and (left := end - time.monotonic()) > 0:
+            try:
+                if self._listening is None or self._listening.closed:
+                    self._listening = self._queue.connect()
+                    self._listening.execute(f"LISTEN {_CHANNEL}".encode())
+                    if self.waiting().free:
+                        return
+                for notice in self._listening.notifies(timeout=min(left, 0.25), stop_after=1):
+                    if notice.payload == str(self._id):
+                        return
+            except (psycopg.Error, Transient):
+                stop.wait(min(left, 1.0))
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._renewing is not None:
+            self._renewing.join()
+        if self._listening is not None:
+            self._listening.close()
+        if self._upto:
+            self.release()
+
+
+def waiting_of(queue: Queue, subscription: int) -> Waiting:
+    found = queue.rows(
+        "SELECT count(*), count(*) FILTER (WHERE lease_until > clock_timestamp()),"
+        " count(*) FILTER (WHERE attempts >= 5 AND coalesce(lease_until, '-infinity') < clock_timestamp()),"
+        " coalesce(extract(epoch FROM clock_timestamp() - min(enqueued_at)), 0)::float8"
+        " FROM seedbed_queue.change WHERE subscription_id = %s",
+        subscription,
+    )[0]
+    return Waiting(*found)
+
+
+if TYPE_CHECKING:
+    _feed: type[Feed] = QueueFeed
