@@ -18,7 +18,7 @@ name = "{name}"
 url = {url}
 {relation}
 key = [{key}]
-changes = "scan"            # reads every row, embeds what changed, removes what is gone
+changes = "scan"            # reads every row, embeds what changed, removes what is gone{queue}
 {watermark}
 [content]                   # one vector a row, of this text; {{{{ is a brace, NULL renders as nothing
 text = "{text}"
@@ -67,6 +67,7 @@ def draft(url: str, table: str | None) -> tuple[str, str]:
         relation=f"table = {_quoted(table)}" if table else '# where = "…"',
         key=", ".join(map(_quoted, key)),
         watermark=watermark,
+        queue='; or "queue", after `seedbed watch`' if table else "",
         text="\\n".join(f"{{{column}}}" for column in texts[:3]),
         sink=_quoted(_shown(url)) if table else '"pgvector+embedded:./vectors"',
         payload=", ".join(map(_quoted, [n for n in small if _is_payload(schema.field(n))][:4])),
