@@ -33,7 +33,8 @@ def install(release: str) -> None:
         extension.install_embedded(server("18").folder)
         return
     with one_at_a_time("install"), tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(UDF, Path(folder) / "udf")
+        shutil.copytree(UDF, Path(folder) / "udf", ignore=shutil.ignore_patterns("built"))
+        shutil.copy(UDF.parent / "connectors/seedbed/sql/queue.sql", folder)
         config = f"PG_CONFIG=/usr/lib/postgresql/{release}/bin/pg_config"
         subprocess.run(["make", "-s", "-C", f"{folder}/udf", "install", config], check=True, capture_output=True)
 

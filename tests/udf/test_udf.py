@@ -69,7 +69,11 @@ def test_a_role_needs_the_right_and_nothing_more(db: Connection) -> None:
     assert vector(db, "seedbed.embed('a')").shape == (32,)
     for statement in (
         "select seedbed._as_vector('\\x', '\\x')",
-        "select seedbed._embed('unix:/tmp/x', 'd', 'a', 'query')",
+        "select seedbed._embed('default', 'unix:/tmp/x', null, 'a', 'query')",
+        "select seedbed._embed_all('default', 'unix:/tmp/x', null, '{a}', 'query')",
+        "select seedbed.embed_column('pg_class', '{relname}')",
+        "call seedbed.work()",
+        "select * from seedbed.status",
         "insert into seedbed.endpoint values ('mine', 'http://127.0.0.1:1')",
         "select * from seedbed.endpoint",
     ):
@@ -82,9 +86,10 @@ def test_a_role_needs_the_right_and_nothing_more(db: Connection) -> None:
 
 def test_functions_are_labelled_as_they_behave(db: Connection) -> None:
     labels = db.execute(
-        "select provolatile, proparallel, proisstrict, proconfig from pg_proc where oid = 'seedbed.embed'::regproc"
+        "select provolatile, proparallel, proisstrict, proconfig from pg_proc"
+        " where oid = 'seedbed.embed(text, text)'::regprocedure"
     ).fetchone()
-    assert labels == ("s", "u", True, ["search_path=pg_catalog, pg_temp"])
+    assert labels == ("s", "r", True, ["search_path=pg_catalog, pg_temp"])
 
 
 def test_a_setting_names_an_endpoint_and_never_an_address(db: Connection, address: str) -> None:
@@ -102,7 +107,7 @@ def test_a_setting_names_an_endpoint_and_never_an_address(db: Connection, addres
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        ("embed('poison')", psycopg.DataError, "poison"),
+        ("embed('poison')", psycopg.DataError, "refuses"),
         ("embed('')", psycopg.errors.InvalidParameterValue, "empty"),
         ("embed('a', 'both')", psycopg.errors.InvalidParameterValue, "both"),
     ],
@@ -157,8 +162,9 @@ def test_files_are_laid_wherever_a_folder_is_called(tmp_path: Path) -> None:
     folder = tmp_path / 'it\'s "here" $$ naïve \U0001f331'
     extension.lay(folder)
     extension.lay(folder)
-    assert {file.name for file in folder.iterdir()} == {"seedbed.control", "seedbed--0.1.0.sql", "seedbed_udf.py"}
-    script = (folder / "seedbed--0.1.0.sql").read_text("ascii")
+    names = {"seedbed.control", "seedbed--0.2.0.sql", "seedbed--0.1.0--0.2.0.sql"}
+    assert {file.name for file in folder.iterdir()} == {*names, "seedbed--0.2.0.py", "seedbed--0.2.0-columns.py"}
+    script = (folder / "seedbed--0.2.0.sql").read_text("utf-8")
     opened = script.split("with open(")[1].split(", encoding=")[0]
-    assert ast.literal_eval(opened) == str(folder / "seedbed_udf.py")
+    assert ast.literal_eval(opened) == str(folder / "seedbed--0.2.0.py")
     assert "$" not in opened

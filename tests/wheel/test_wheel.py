@@ -15,7 +15,7 @@ import seedbed, sys
 from pathlib import Path
 from seedbed.sql.extension import sources
 assert Path(seedbed.__file__).is_relative_to(sys.argv[1]), seedbed.__file__
-assert {"seedbed.control", "seedbed--0.1.0.sql.in", "seedbed_udf.py"} <= {f.name for f in sources().iterdir()}
+assert {"seedbed.control", "compose.py", "udf.py"} <= {f.name for f in sources().iterdir()}
 assert sources().is_relative_to(sys.argv[1])
 Path("rows.csv").write_text("id,title\\n1,one\\n2,two\\n")
 pipeline = seedbed.Pipeline(

@@ -78,6 +78,7 @@ def _endpoint(service: Service, dialect: Dialect, callers: Callers, telling: Tel
             finally:
                 vectors = await made
             response = dialect.answer(asked, vectors, tokens, request.headers)
+            response.headers["X-Seedbed-Space"] = service.embedder.space.digest.hex()
         except SeedbedError as error:
             response = dialect.refusal(error)
         except ClientDisconnect:

@@ -1,0 +1,212 @@
+"""`CALL seedbed.work()`: embeds what is queued for self-embedding columns, a batch at a time.
+
+A batch is leased and read in one transaction, embedded in none, and stored in another: only rows whose change is still
+the one that was taken. `udf` is the module of the functions, which asks the embedding server.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, NamedTuple
+
+LEASE = "5 minutes"
+CONTENT_REFUSED = ("22000", "22023", "54000")
+"""SQLSTATEs of an answer that is about what was asked, not about the server."""
+
+
+class Row(NamedTuple):
+    key: str
+    seq: int
+    content: Any
+    hash: bytes
+
+
+class Done(NamedTuple):
+    """Vectors' bytes, or why there is none, of rows."""
+
+    rows: list[Row]
+    vectors: list[bytes | None]
+    errors: list[str | None]
+
+
+def work(plpy: Any, GD: dict[str, Any], udf: Any, max_rows: int, batch: int) -> int:
+    """Rows that were worked off. Raises by plpy.error where a server cannot be reached, and where it serves another
+    model than a column was made with, which marks the column stale."""
+    if max_rows < 1 or not 1 <= batch <= 2048:
+        plpy.error(f"max_rows {max_rows}, batch {batch}", hint="max_rows from 1, batch 1 to 2048", sqlstate="22023")
+    done = 0
+    for column in list(plpy.execute("SELECT * FROM seedbed._columns_to_work()")):
+        done += _Column(plpy, GD, udf, column).work(max_rows - done, batch)
+        if done >= max_rows:
+            break
+    return done
+
+
+class _Column:
+    def __init__(self, plpy: Any, GD: dict[str, Any], udf: Any, column: Any) -> None:
+        self._plpy, self._GD, self._udf, self._column = plpy, GD, udf, column
+        self._watcher = column["watcher"]
+        me = plpy.execute("SELECT pg_backend_pid() || ' ' || gen_random_uuid() AS me, seedbed_queue.newest() AS upto")
+        self._me, self._upto = me[0]["me"], me[0]["upto"]
+        self._place = udf.endpoint(plpy, column["endpoint"])
+
+    def _run(self, statement: str, types: list[str], values: list[Any]) -> Any:
+        return self._plpy.execute(self._plpy.prepare(statement, types), values)
+
+    def work(self, max_rows: int, batch: int) -> int:
+        self._refill()
+        done, after = 0, ""
+        try:
+            while done < max_rows:
+                taken = self._take(after, min(batch, max_rows - done))
+                if not taken:
+                    self._index()
+                    break
+                after = max(taken, key=str.encode)
+                self._batch(taken)
+                done += len(taken)
+        except BaseException:
+            self._plpy.rollback()
+            self._release()
+            raise
+        self._release()
+        return done
+
+    def _release(self) -> None:
+        """What could not be done, and what changed again while it was: for the next to take at once."""
+        self._run("SELECT seedbed_queue.release($1, $2)", ["bigint", "text"], [self._watcher, self._me])
+        self._plpy.commit()
+
+    def _refill(self) -> None:
+        """The empty key stands for all rows: the table was truncated, or has lost a column."""
+        found = self._run(
+            "DELETE FROM seedbed_queue.change WHERE subscription_id = $1 AND key = '' RETURNING 1",
+            ["bigint"],
+            [self._watcher],
+        )
+        if found.nrows():
+            self._run(self._column["refill"], ["bigint"], [self._watcher])
+            self._upto = self._plpy.execute("SELECT seedbed_queue.newest() AS upto")[0]["upto"]
+        self._plpy.commit()
+
+    def _take(self, after: str, most: int) -> dict[str, int]:
+        found = self._run(
+            f"SELECT key, seq FROM seedbed_queue.take($1, $2, $3, $4, $5, '{LEASE}')",
+            ["bigint", "text", "text", "bigint", "integer"],
+            [self._watcher, self._me, after, self._upto, most],
+        )
+        return {row["key"]: row["seq"] for row in found}
+
+    def _batch(self, taken: dict[str, int]) -> None:
+        # A statement of its own: what is read must not be older than what was taken.
+        read = list(self._run(self._column["read"], ["text[]"], [list(taken)]))
+        gone = [row["key"] for row in read if not row["there"]]
+        wanted = [row for row in read if row["there"] and not row["same"]]
+        rows = [Row(row["key"], taken[row["key"]], self._content(row), row["hash"]) for row in wanted]
+        self._plpy.commit()
+        done = self._embed([row for row in rows if row.content is not None])
+        self._store(done, [row for row in rows if row.content is None], gone)
+        self._finish([row["key"] for row in read if row["same"]])
+        self._plpy.commit()
+
+    def _content(self, row: Any) -> Any:
+        """A text, or parts; None where there is nothing to embed."""
+        text, image = row["text"], row["image"]
+        if image is None:
+            return text or None
+        url = image.decode() if self._column["picture"] == "url" else self._data_url(image)
+        parts = [{"type": "image_url", "image_url": {"url": url}}]
+        return [{"type": "text", "text": text}, *parts] if text else parts
+
+    @staticmethod
+    def _data_url(data: bytes) -> str:
+        return "data:image/*;base64," + base64.b64encode(data).decode()
+
+    def _embed(self, rows: list[Row]) -> Done:
+        """Halves what is refused, until the row that is meant stands alone. No transaction is open meanwhile."""
+        if not rows:
+            return Done([], [], [])
+        try:
+            answered = self._udf.ask(
+                self._plpy,
+                self._GD,
+                self._place,
+                [row.content for row in rows],
+                "document",
+            )
+        except self._plpy.Error as error:
+            if error.sqlstate not in CONTENT_REFUSED:
+                raise
+            if len(rows) == 1:
+                return Done(rows, [None], [str(error)])
+            middle = len(rows) // 2
+            first, second = self._embed(rows[:middle]), self._embed(rows[middle:])
+            return Done(first.rows + second.rows, first.vectors + second.vectors, first.errors + second.errors)
+        self._check(answered)
+        size = 4 * answered.dimensions
+        vectors = [answered.payload[start : start + size] for start in range(0, size * len(rows), size)]
+        return Done(rows, [*vectors], [None] * len(rows))
+
+    def _check(self, answered: Any) -> None:
+        """One column holds one space."""
+        column, same = self._column, answered.space == self._column["space"]
+        if same and not column["stale"]:
+            return
+        found = None if same else answered.space
+        self._run(
+            "SELECT seedbed._stale($1, $2, $3)", ["text", "text", "text"], [column["relation"], column["name"], found]
+        )
+        self._plpy.commit()
+        if not same:
+            self._plpy.error(
+                f"the column {column['name']} of {column['relation']} was made with another model than endpoint "
+                f'"{column["endpoint"]}" serves now',
+                hint="make a new column beside it, SELECT seedbed.embed_column(..., name => 'another'), and drop this "
+                "one once that is filled; or serve the model of before",
+                sqlstate="55000",
+            )
+
+    def _store(self, done: Done, empty: list[Row], gone: list[str]) -> None:
+        """Rows whose change is still the one that was taken; of the others the newer change will be worked off."""
+        rows = [*done.rows, *empty]
+        vectors: list[bytes | None] = [*done.vectors, *(None for _ in empty)]
+        errors: list[str | None] = [*done.errors, *(None for _ in empty)]
+        mine = self._mine([row.key for row in rows], [row.seq for row in rows])
+        kept = [number for number, row in enumerate(rows) if row.key in mine]
+        keys = [rows[number].key for number in kept]
+        if keys:
+            values = [keys, [vectors[n] for n in kept], [rows[n].hash for n in kept], [errors[n] for n in kept]]
+            self._run(self._column["store"], ["text[]", "bytea[]", "bytea[]", "text[]"], values)
+            if self._column["inlined"]:
+                self._run(self._column["inlined"], ["text[]", "bytea[]"], values[:2])
+        if gone:
+            self._run(self._column["drop"], ["text[]"], [gone])
+        self._finish([row.key for row in rows])
+        self._finish(gone)
+
+    def _mine(self, keys: list[str], seqs: list[int]) -> set[str]:
+        """Locked, so that a change waits until this is stored and then follows it."""
+        found = self._run(
+            "SELECT c.key FROM unnest($2::text[], $3::bigint[]) AS u(key, seq) JOIN seedbed_queue.change c"
+            " ON c.subscription_id = $1 AND c.key = u.key AND c.seq = u.seq AND c.lease_owner = $4"
+            " ORDER BY 1 FOR UPDATE OF c",
+            ["bigint", "text[]", "bigint[]", "text"],
+            [self._watcher, keys, seqs, self._me],
+        )
+        return {row["key"] for row in found}
+
+    def _finish(self, keys: list[str]) -> None:
+        if keys:
+            self._run(
+                "SELECT seedbed_queue.finish($1, $2, $3, $4)",
+                ["bigint", "text", "text[]", "bigint"],
+                [self._watcher, self._me, keys, self._upto],
+            )
+
+    def _index(self) -> None:
+        """Once a first fill is done: an index that grows row by row costs five times the time."""
+        if self._column["index"]:
+            # Parallel builds of pgvector before 0.8.2 can write beyond their memory (CVE-2026-3172).
+            self._plpy.execute("SET LOCAL max_parallel_maintenance_workers = 0")
+            self._plpy.execute(self._column["index"])
+            self._plpy.commit()

@@ -1,0 +1,142 @@
+COMMENT ON TABLE seedbed.endpoint IS
+    'Where `seedbed serve` listens, by name: unix:/path/to/socket, http://host:port or https://host:port (ca: a file of certificates to trust, on this machine). The setting seedbed.endpoint holds a name; `default` without it.';
+
+DO $$ BEGIN
+    IF substring(int4send(1) FROM 4) <> '\x01'::bytea OR pg_catalog.current_setting('server_version_num')::int < 150000 THEN
+        RAISE EXCEPTION 'the extension needs PostgreSQL 15 or later' USING ERRCODE = 'feature_not_supported';
+    END IF;
+END $$;
+
+DO $$ BEGIN
+    CREATE ROLE seedbed_admin NOLOGIN;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+END $$;
+GRANT seedbed_user TO seedbed_admin;
+
+-- --- vectors of bytes ----------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION seedbed._no_vector(reason text) RETURNS vector
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION 'these bytes are no vector: %', reason USING ERRCODE = 'data_exception',
+        HINT = 'a vector is little-endian float4 numbers, none of them NaN or infinite';
+END $$;
+
+-- A norm in double precision is finite exactly where all numbers are; NaN sorts above all.
+CREATE OR REPLACE FUNCTION seedbed._checked(made vector) RETURNS vector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN made IS NULL OR vector_norm(made) < 'Infinity'::float8 THEN made
+    ELSE seedbed._no_vector('NaN or infinite among ' || vector_dims(made)) END;  -- a constant would be raised when planned
+
+CREATE OR REPLACE FUNCTION seedbed.to_vector(payload bytea, dimensions integer) RETURNS vector
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN CASE
+    WHEN dimensions NOT BETWEEN 1 AND 16000 THEN seedbed._no_vector(dimensions || ' dimensions')
+    WHEN octet_length(payload) <> 4 * dimensions
+        THEN seedbed._no_vector(octet_length(payload) || ' bytes for ' || dimensions || ' dimensions')
+    ELSE seedbed._checked(seedbed._as_vector(
+        set_byte(set_byte('\x00000000'::bytea, 0, dimensions & 255), 1, dimensions >> 8), payload)) END;
+COMMENT ON FUNCTION seedbed.to_vector(bytea, integer) IS
+    'A vector of little-endian float4 numbers, after its length and its numbers were checked.';
+
+-- --- asking the server -----------------------------------------------------------------------------------
+
+-- PARALLEL RESTRICTED: one connection a session, and cancelled in the leader; other parts of a plan may be parallel.
+CREATE OR REPLACE FUNCTION seedbed._embed(endpoint text, address text, ca text, input text, kind text) RETURNS bytea
+LANGUAGE plpython3u STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
+@LOAD@
+    return udf.embed(plpy, GD, udf.Place(endpoint, address, ca), input, kind)
+$$;
+
+CREATE OR REPLACE FUNCTION seedbed._embed_all(endpoint text, address text, ca text, input text[], kind text)
+RETURNS SETOF bytea LANGUAGE plpython3u STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
+@LOAD@
+    return udf.embed_all(plpy, GD, udf.Place(endpoint, address, ca), input, kind)
+$$;
+
+CREATE OR REPLACE FUNCTION seedbed._embed_content(
+    endpoint text, address text, ca text, content text, kind text, space text
+) RETURNS bytea LANGUAGE plpython3u STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
+@LOAD@
+    return udf.embed_content(plpy, GD, udf.Place(endpoint, address, ca), content, kind, space)
+$$;
+
+CREATE OR REPLACE FUNCTION seedbed._embed_image(endpoint text, address text, ca text, image bytea, kind text)
+RETURNS bytea LANGUAGE plpython3u STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
+@LOAD@
+    return udf.embed_image(plpy, GD, udf.Place(endpoint, address, ca), image, kind)
+$$;
+
+CREATE OR REPLACE FUNCTION seedbed._probe(endpoint text, OUT space text, OUT dimensions integer)
+LANGUAGE plpython3u STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
+@LOAD@
+    return udf.probe(plpy, GD, endpoint)
+$$;
+
+-- The name of the endpoint that the session has chosen. Not a STRICT matter: an empty setting is none.
+CREATE OR REPLACE FUNCTION seedbed._endpoint() RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
+RETURN coalesce(nullif(current_setting('seedbed.endpoint', true), ''), 'default');
+
+CREATE OR REPLACE FUNCTION seedbed.embed(input text, kind text DEFAULT 'query') RETURNS vector
+LANGUAGE sql STABLE STRICT SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT seedbed._checked(s.made) FROM (
+        SELECT seedbed._as_vector(seedbed._embed(n.name, e.address, e.ca, input, kind), '') AS made
+        FROM (SELECT seedbed._endpoint() AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name OFFSET 0
+    ) s;
+END;
+COMMENT ON FUNCTION seedbed.embed(text, text) IS
+    'The embedding of a text: kind query or document. In ORDER BY write (SELECT seedbed.embed(...)): one call, and the index is used.';
+
+CREATE OR REPLACE FUNCTION seedbed.embed(input text[], kind text DEFAULT 'document') RETURNS vector[]
+LANGUAGE sql STABLE STRICT SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT coalesce(array_agg(seedbed._checked(s.made) ORDER BY s.number), '{}'::vector[]) FROM (
+        SELECT seedbed._as_vector(i.image, '') AS made, i.number
+        FROM (SELECT seedbed._endpoint() AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name
+        CROSS JOIN LATERAL seedbed._embed_all(n.name, e.address, e.ca, input, kind) WITH ORDINALITY AS i(image, number)
+        OFFSET 0
+    ) s;
+END;
+COMMENT ON FUNCTION seedbed.embed(text[], text) IS 'The embeddings of many texts by one call; NULL for NULL.';
+
+CREATE OR REPLACE FUNCTION seedbed.embed_half(input text, kind text DEFAULT 'query') RETURNS halfvec
+LANGUAGE sql STABLE STRICT PARALLEL RESTRICTED RETURN seedbed.embed(input, kind)::halfvec;
+
+CREATE OR REPLACE FUNCTION seedbed.embed_half(input text[], kind text DEFAULT 'document') RETURNS halfvec[]
+LANGUAGE sql STABLE STRICT PARALLEL RESTRICTED RETURN seedbed.embed(input, kind)::halfvec[];
+
+CREATE OR REPLACE FUNCTION seedbed.embed_content(content jsonb, kind text DEFAULT 'query') RETURNS vector
+LANGUAGE sql STABLE STRICT SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT seedbed._checked(s.made) FROM (
+        SELECT seedbed._as_vector(seedbed._embed_content(n.name, e.address, e.ca, content::text, kind, NULL), '') AS made
+        FROM (SELECT seedbed._endpoint() AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name OFFSET 0
+    ) s;
+END;
+COMMENT ON FUNCTION seedbed.embed_content(jsonb, text) IS
+    'The embedding of [{"text": ...}, {"image": URL}, {"video": URL}] together. URLs (data: or of the web) are the server''s to fetch.';
+
+CREATE OR REPLACE FUNCTION seedbed.embed_image(image bytea, kind text DEFAULT 'query') RETURNS vector
+LANGUAGE sql STABLE STRICT SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT seedbed._checked(s.made) FROM (
+        SELECT seedbed._as_vector(seedbed._embed_image(n.name, e.address, e.ca, image, kind), '') AS made
+        FROM (SELECT seedbed._endpoint() AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name OFFSET 0
+    ) s;
+END;
+COMMENT ON FUNCTION seedbed.embed_image(bytea, text) IS 'The embedding of a picture''s file.';
+
+-- For seedbed.search: a column's own endpoint, and no other space than its own.
+CREATE OR REPLACE FUNCTION seedbed._embed_query(endpoint text, space text, asked jsonb) RETURNS vector
+LANGUAGE sql STABLE SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT seedbed._checked(s.made) FROM (
+        SELECT seedbed._as_vector(
+            seedbed._embed_content(n.name, e.address, e.ca, asked::text, 'query', space), '') AS made
+        FROM (SELECT endpoint AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name OFFSET 0
+    ) s;
+END;
+
+DROP FUNCTION IF EXISTS seedbed._embed(text, text, text, text);
+
