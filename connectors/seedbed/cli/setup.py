@@ -76,11 +76,31 @@ def demo(folder: Path) -> None:
     run(folder, click.echo)
 
 
+@cli.command("install-extension")
+@click.argument("url")
+@click.option("--endpoint", metavar="ADDRESS", help="Where `seedbed serve` listens: unix:/path, http:// or https://.")
+@click.option("--json", "json_", is_flag=True, help="One JSON object on stdout and nothing else there.")
+def install_extension(url: str, endpoint: str | None, json_: bool) -> None:
+    """Create the extension `seedbed` in the database at URL, or say what is missing and how to get it."""
+    from seedbed.cli import output
+    from seedbed.sql.extension import install
+
+    version = install(url, endpoint)
+    if json_:
+        output.as_json({"version": version, "endpoint": endpoint})
+        return
+    click.echo(f"the extension seedbed {version} stands")
+    if endpoint is None:
+        click.echo("next, where `seedbed serve` listens: INSERT INTO seedbed.endpoint VALUES ('default', 'unix:/path')")
+
+
 @cli.command()
 @click.argument("url")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, type=click.IntRange(1, 65535), show_default=True)
 @click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket, and on no port.")
+@click.option("--tls-cert", type=click.Path(path_type=Path, exists=True), help="A certificate: https, on TCP only.")
+@click.option("--tls-key", type=click.Path(path_type=Path, exists=True), help="Its key.")
 @click.option("--dimensions", type=click.IntRange(1))
 @click.option("--instruction", default="", help="Put before each document.")
 @click.option("--query-instruction", default="", help="Put before each query.")
@@ -110,9 +130,14 @@ def serve(
         return
     from seedbed.server import ServeOptions, run
 
+    if more["tls_cert"] is not None and uds is not None:
+        raise click.UsageError("a unix socket needs no certificate: --tls-cert goes with --port")
+    if (more["tls_cert"] is None) != (more["tls_key"] is None):
+        raise click.UsageError("--tls-cert and --tls-key go together")
     settings = {"instruction": instruction, "query_instruction": query_instruction}
     for name in ("dimensions", "rpm", "tpm", "family"):
         if (given := more.pop(name)) is not None:
             settings[name] = given
-    click.echo(f"serving {url} on {f'unix:{uds}' if uds else f'http://{host}:{port}'}", err=True)
+    scheme = "https" if more["tls_cert"] else "http"
+    click.echo(f"serving {url} on {f'unix:{uds}' if uds else f'{scheme}://{host}:{port}'}", err=True)
     run(url, settings, host=host, port=port, uds=uds, options=ServeOptions(**more))

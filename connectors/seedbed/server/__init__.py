@@ -24,7 +24,7 @@ class ServeOptions:
     """Of a server for many. `api_keys` is a file of `NAME KEY`; `cache` the most that the shared vectors take;
     `batch_tokens` about the most that one call of a model takes; `log` is json or off; `tokens`, `money` (with `price`
     a million tokens) and `ledger` as governing.Governor; pictures and video are fetched from the public web and
-    `allow_hosts`, at most `max_media` each."""
+    `allow_hosts`, at most `max_media` each; `tls_cert` and `tls_key` are files of a certificate and its key."""
 
     api_keys: Path | None = None
     cache: str = "256MB"
@@ -36,6 +36,8 @@ class ServeOptions:
     ledger: str | None = None
     allow_hosts: tuple[str, ...] = ()
     max_media: str = "20MB"
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 def _shown(url: str) -> str:
@@ -84,7 +86,14 @@ def run(
     service = Service(batcher, cache_bytes=cache, governor=governor, library=library)
     app = create_app(service, _shown(url), callers, log=told.log == "json")
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS)
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+            ssl_certfile=told.tls_cert,
+            ssl_keyfile=told.tls_key,
+        )
     )
 
     def leave() -> None:

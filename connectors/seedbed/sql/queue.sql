@@ -218,7 +218,7 @@ END $$;
 
 -- Ends a subscription with its changes; whether there was one. A table that is gone took its triggers with it.
 CREATE OR REPLACE FUNCTION seedbed_queue.unwatch(name text) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
 #variable_conflict use_variable
 DECLARE
     watcher bigint;
