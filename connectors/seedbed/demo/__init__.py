@@ -5,22 +5,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-
-from psycopg import Connection
-from psycopg.rows import TupleRow
 
 from seedbed import load
 from seedbed.demo import api, table
 from seedbed.errors import ConfigError, Fatal
-from seedbed.postgres import Database, mapped
-from seedbed.retry import Patience
-from seedbed.sql import extension
+from seedbed.postgres import Database
 
 QUERY = "compress a file with gzip"
 FILE = """\
@@ -66,7 +58,7 @@ def run(folder: Path, say: Say) -> None:
     pipeline_file = folder / "functions.toml"
     if folder.exists() and any(folder.iterdir()) and not pipeline_file.exists():
         raise ConfigError(f"{folder} holds something else", hint="name an empty folder: seedbed demo DIR")
-    from seedbed.demo import pictures
+    from seedbed.demo import pictures, sql
 
     folder.mkdir(parents=True, exist_ok=True)
     if not pipeline_file.exists():
@@ -81,7 +73,7 @@ def run(folder: Path, say: Say) -> None:
         for store in STORES:
             command(["search", str(pipeline_file), QUERY, "-k", "3", "--sink", store], say)
         _python(pipeline_file, say)
-        _sql(database, folder, say)
+        sql.words(folder, database, QUERY, say)
         say("\n3. A night's changes: 15 rows edited, 5 deleted, 5 added\n")
         table.edit(connection, datetime.now(UTC).isoformat())
         shown_sync(pipeline_file, say, embedded=20, deleted=5)
@@ -89,6 +81,7 @@ def run(folder: Path, say: Say) -> None:
         api.run(folder, say)
         say("\n5. Photos, found by words, by a picture and by a clip (conse: a classifier beside MiniLM)\n")
         pictures.run(folder, connection, say)
+        sql.pictures(folder, database, say)
     finally:
         connection.close()
         database.close()
@@ -129,41 +122,3 @@ def _python(pipeline_file: Path, say: Say) -> None:
         say(str(hit))
         if hit["payload"]["module"] != "gzip":
             raise Fatal(f"the demo expected to find gzip, and found {hit}")
-
-
-def _sql(database: Database, folder: Path, say: Say) -> None:
-    """One SQL line, by the extension in the embedded server and a `seedbed serve` for as long as it takes."""
-    query = f"SELECT module, name FROM function_vectors ORDER BY vector <=> (SELECT seedbed.embed('{QUERY}')) LIMIT 3"
-    try:
-        extension.install_embedded(folder / "postgres")
-    except ConfigError as error:
-        say(f"\n(SQL is left out: {error})")
-        return
-    with _serving() as address, database.connect() as connection:
-        extension.create(connection, address)
-        say(f"\n$ seedbed serve local:minilm --uds {address.removeprefix('unix:')} &\npostgres=# {query};")
-        rows = Patience(attempts=240, first=0.25, most=0.5).run(partial(_ask, connection, query))
-    for row in rows:
-        say(" | ".join(row))
-    if rows[0][0] != "gzip":
-        raise Fatal(f"the demo expected to find gzip, and found {rows}")
-
-
-def _ask(connection: Connection[TupleRow], query: str) -> list[TupleRow]:
-    """Raises Transient while the embedding server loads its model."""
-    with mapped("demo"):
-        return connection.execute(query.encode()).fetchall()
-
-
-@contextmanager
-def _serving() -> Iterator[str]:
-    """The address of an embedding server; its socket is where the database's account can reach it."""
-    with tempfile.TemporaryDirectory(prefix="seedbed-") as folder:
-        Path(folder).chmod(0o755)
-        path = f"{folder}/embed.sock"
-        command = [sys.executable, "-m", "seedbed", "serve", "local:minilm", "--uds", path]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
-            try:
-                yield f"unix:{path}"
-            finally:
-                server.terminate()
