@@ -129,6 +129,8 @@ def doctor(session: Session) -> list[Check]:
     ]
     if session.declaration.has_media:
         checks.append(_check("media", lambda: _media(session)))
+    if session.declaration.source.changes == "queue":
+        checks.append(_check("queue", lambda: f"{session.feed.waiting().changes:,} changes wait"))
     checks += [_check(f"sink {config.name}", partial(_look, session, config)) for config in session.declaration.sink]
     return checks
 

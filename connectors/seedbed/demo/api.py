@@ -36,9 +36,10 @@ payload = ["module", "name"]
 text = 0.70                # a million tokens
 currency = "CNY"
 """
-BUDGET = """
+MOST_TOKENS = 100_000
+BUDGET = f"""
 [limits]
-tokens = 100000
+tokens = {MOST_TOKENS}
 """
 
 Say = Callable[[str], None]
@@ -62,7 +63,9 @@ def run(folder: Path, say: Say) -> None:
         _sync(load(file), say)
         texts = len(set(emulator.texts))
         say(f"\nThe service was asked {emulator.calls:,} times for {texts:,} texts: nothing was paid for twice.")
-    if stopped.exit_code != 5 or emulator.calls != texts:
+    # In a folder of an earlier demo most was paid for then, and the budget suffices.
+    expected = 5 if (plan.tokens or 0) > MOST_TOKENS else 0
+    if stopped.exit_code != expected or emulator.calls != texts:
         raise Fatal(f"the demo expected a budget to stop it: {stopped.as_dict()}, {emulator.calls} calls")
 
 
