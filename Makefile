@@ -37,7 +37,6 @@ soak: $(READY)
 	$(BIN)/python benchmarks/noop_scan.py | tee benchmarks/noop_scan.md
 	$(BIN)/python benchmarks/capture.py | tee benchmarks/capture.md
 	$(BIN)/python benchmarks/functions.py | tee benchmarks/functions.md
-	SEEDBED_QUEUE_ROWS=100000 $(BIN)/python -m pytest tests/pipeline/test_queue.py -q -k two_workers
 
 # Tests build and install one too, to see that what users get is whole.
 wheel: $(READY)
