@@ -91,7 +91,7 @@ class _Column:
 
     def _take(self, after: str, most: int) -> dict[str, int]:
         found = self._run(
-            f"SELECT key, seq FROM seedbed_queue.take($1, $2, $3, $4, $5, '{LEASE}')",
+            f"SELECT key, seq FROM seedbed_queue.take($1, $2, $3, $4, $5, '{LEASE}'::interval)",
             ["bigint", "text", "text", "bigint", "integer"],
             [self._watcher, self._me, after, self._upto, most],
         )

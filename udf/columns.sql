@@ -22,6 +22,11 @@ CREATE TABLE IF NOT EXISTS seedbed.embedded_column (
 COMMENT ON TABLE seedbed.embedded_column IS
     'Columns made by seedbed.embed_column. store: the table with hashes (and vectors, unless inline); visible: what to read; found_space: what the server gave last, where that is not the column''s space any more.';
 SELECT pg_catalog.pg_extension_config_dump('seedbed.embedded_column', '');
+-- What stands here is carried out by the table's owner: so nobody else may write it.
+ALTER TABLE seedbed.embedded_column ENABLE ROW LEVEL SECURITY;
+CREATE POLICY of_all ON seedbed.embedded_column FOR SELECT USING (true);
+CREATE POLICY of_owners ON seedbed.embedded_column USING (pg_catalog.pg_has_role(
+    (SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = relation), 'USAGE'));
 
 CREATE OR REPLACE FUNCTION seedbed._queue_script() RETURNS text LANGUAGE sql IMMUTABLE AS
 $seedbed_queue_script$ SELECT $seedbed_queue_text$
@@ -39,7 +44,9 @@ BEGIN
     GRANT USAGE, CREATE ON SCHEMA seedbed_queue TO seedbed_admin;
     GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA seedbed_queue TO seedbed_admin;
     GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA seedbed_queue TO seedbed_admin;
-    GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA seedbed_queue TO seedbed_admin;
+    -- Not those that triggers run: each writes into its own subscription, on behalf of a table's owner.
+    EXECUTE (SELECT format('GRANT EXECUTE ON FUNCTION %s TO seedbed_admin', string_agg(p.oid::regprocedure::text, ', '))
+             FROM pg_proc p WHERE p.pronamespace = 'seedbed_queue'::regnamespace AND p.proname NOT LIKE 'capture%');
 END $$;
 
 -- --- templates -----------------------------------------------------------------------------------------
@@ -209,7 +216,7 @@ BEGIN
         'INSERT INTO seedbed_queue.change (subscription_id, key, op, seq) SELECT %s, k.key, ''insert'', '
         'nextval(''seedbed_queue.change_seq'') FROM (SELECT %s AS key FROM %s n ORDER BY 1) k '
         'WHERE k.key IS NOT NULL ON CONFLICT DO NOTHING',
-        watcher, seedbed_queue.key_expression(relation, keys, 'n'), relation);
+        watcher, seedbed_queue.key_expression(relation, keys, 'n'::text), relation);
     RETURN made.visible;
 END $$;
 
@@ -390,7 +397,7 @@ BEGIN
     refill := format($x$
         WITH gone AS (DELETE FROM %1$s s WHERE NOT EXISTS (SELECT FROM %2$s b WHERE %3$s))
         SELECT seedbed_queue.put($1::bigint, ARRAY(SELECT %4$s FROM %2$s n))$x$,
-        made.store, made.relation, joined, seedbed_queue.key_expression(made.relation, made.key_columns, 'n'));
+        made.store, made.relation, joined, seedbed_queue.key_expression(made.relation, made.key_columns, 'n'::text));
 END $$;
 
 -- The columns that the caller may work on, with their subscriptions and statements.

@@ -151,6 +151,8 @@ def test_a_ledger_of_the_first_version_is_brought_up(pg_url: str) -> None:
     open_ledger(pg_url).close()
     with psycopg.connect(pg_url, autocommit=True) as connection:
         connection.execute("drop table seedbed_ledger.shared_state, seedbed_ledger.usage_of_model")
+        connection.execute("alter table seedbed_ledger.intent drop column run_id")
+        connection.execute("drop index seedbed_ledger.target_in_doubt")
         connection.execute("update seedbed_ledger.ledger_version set version = 1")
     with closing(open_ledger(pg_url, create=False)) as reading:
         assert reading.usage("m").calls == 0

@@ -255,11 +255,12 @@ def test_a_role_without_rights_is_told_so(url: str, make: Make, table: Connectio
 
 def test_a_change_during_its_own_embedding_survives(watched: Pipeline, make: Make, table: Connection, url: str) -> None:
     table.execute("update item set title = 'first' where id = 1")
-    slow = make(embedder={"url": "hash:16?latency=0.5"})
+    slow = make(embedder={"url": "hash:16?latency=1.5"})
     thread = threading.Thread(target=slow.sync)
     thread.start()
     while table.execute("select count(*) from seedbed_queue.change where lease_owner is not null").fetchone() != (1,):
         time.sleep(0.005)
+    time.sleep(0.5)  # its row has been read by now, and is being embedded
     table.execute("update item set title = 'second' where id = 1")
     thread.join()
     assert queued(table) == ['["1"]']

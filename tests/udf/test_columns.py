@@ -274,6 +274,26 @@ def test_two_sessions_share_the_work(db: Connection) -> None:
     assert db.execute("select count(*) from many_embedding").fetchone() == (3000,)
 
 
+def test_nobody_declares_columns_of_others(column: Connection) -> None:
+    """Else the owner's next work would write where another had it write."""
+    column.execute("create role meddler")
+    try:
+        column.execute("grant seedbed_admin to meddler; set role meddler")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            column.execute(
+                "insert into seedbed.embedded_column select 'pg_class', name, content, image, endpoint, space,"
+                " dimensions, half, metric, key_columns, store, visible, subscription from seedbed.embedded_column"
+            )
+        assert column.execute("update seedbed.embedded_column set store = 'item'").rowcount == 0
+        assert column.execute("delete from seedbed.embedded_column").rowcount == 0
+        for call in ("embed_column('item', '{title}', 'other')", "drop_column('item')"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="owner"):
+                column.execute(f"select seedbed.{call}".encode())
+        assert work(column) == 0
+    finally:
+        column.execute("reset role; drop owned by meddler; drop role meddler")
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
