@@ -23,7 +23,8 @@ from seedbed import Pipeline
 from seedbed.postgres import Database
 from seedbed.sql import extension
 
-TIMES = 400
+TIMES = 100
+ROUNDS = 5
 ROWS = 20_000
 INDEXED = 100_000
 
@@ -119,18 +120,32 @@ def microseconds(measured: list[float]) -> float:
 def functions(connection: psycopg.Connection[Any], path: Path) -> None:
     connection.execute(INSIDE)
     connection.execute(NAIVE.format(path=path).encode())
-    bare = microseconds(exchange(path, [(f"bare {n}", 1) for n in range(TIMES)]) or [])
-    plain = microseconds(inside(connection, "select 1 + $1"))
-    ours = microseconds(inside(connection, "select vector_dims(seedbed.embed('ours ' || $1))"))
-    long_bare = microseconds(exchange(path, [(f"{WORDS} {n}", 1) for n in range(100)]) or [])
-    long = microseconds(inside(connection, f"select vector_dims(seedbed.embed('{WORDS} o' || $1))", 100))
-    naive = microseconds(inside(connection, f"select vector_dims(naive('{WORDS} n' || $1)::vector)", 100))
-    long_plain = microseconds(inside(connection, f"select length('{WORDS} n' || $1)"))
-    long, naive = long - long_plain - long_bare, naive - long_plain - long_bare
-    kept = microseconds(inside(connection, "select vector_dims(seedbed.embed('the same' || $1 * 0))"))
-    many = "select array_length(seedbed.embed(array(select $1 || ' ' || n from generate_series(1, 64) n)), 1)"
-    bare64 = microseconds(exchange(path, [(f"many {n}", 64) for n in range(60)]) or [])
-    ours64 = microseconds(inside(connection, many, 60))
+    many = "select array_length(seedbed.embed(array(select $1 || ' ' || n || '{k}' from generate_series(1, 64) n)), 1)"
+    statements = {
+        "plain": "select 1 + $1",
+        "ours": "select vector_dims(seedbed.embed('ours {k} ' || $1))",
+        "kept": "select vector_dims(seedbed.embed('the same' || $1 * 0))",
+        "many": many,
+        "long": f"select vector_dims(seedbed.embed('{WORDS} o {{k}} ' || $1))",
+        "naive": f"select vector_dims(naive('{WORDS} n {{k}} ' || $1)::vector)",
+        "long plain": f"select length('{WORDS} n' || $1)",
+    }
+    found: dict[str, list[float]] = {name: [] for name in (*statements, "bare", "bare long", "bare many")}
+    # In turn, as what the machine gives changes from second to second.
+    for k in range(ROUNDS):
+        for name, text, count in (
+            ("bare", f"b {k}", 1),
+            ("bare long", f"{WORDS} b {k}", 1),
+            ("bare many", f"m {k}", 64),
+        ):
+            found[name] += exchange(path, [(f"{text} {n}", count) for n in range(TIMES)]) or []
+        for name, statement in statements.items():
+            found[name] += inside(connection, statement.replace("{k}", str(k)))
+    us = {name: microseconds(measured) for name, measured in found.items()}
+    plain, bare, kept = us["plain"], us["bare"], us["kept"]
+    ours, bare64, ours64 = us["ours"], us["bare many"], us["many"]
+    long_bare = us["bare long"]
+    long, naive = (us[name] - us["long plain"] - long_bare for name in ("long", "naive"))
     print("| | µs |\n|---|---|")
     print(f"| one exchange with the server, by a bare socket | {bare:.0f} |")
     print(f"| `embed(text)`, a new text each time | {ours - plain:.0f} |")

@@ -28,14 +28,17 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN made IS NULL OR vector_norm(made) < 'Infinity'::float8 THEN made
     ELSE seedbed._no_vector('NaN or infinite among ' || vector_dims(made)) END;  -- a constant would be raised when planned
 
+-- What stands before a vector's numbers (vector.h of pgvector): int16 dimensions, int16 zero.
+CREATE OR REPLACE FUNCTION seedbed._head(dimensions integer) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN set_byte(set_byte('\x00000000'::bytea, 0, dimensions & 255), 1, dimensions >> 8);
+
 CREATE OR REPLACE FUNCTION seedbed.to_vector(payload bytea, dimensions integer) RETURNS vector
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 RETURN CASE
     WHEN dimensions NOT BETWEEN 1 AND 16000 THEN seedbed._no_vector(dimensions || ' dimensions')
     WHEN octet_length(payload) <> 4 * dimensions
         THEN seedbed._no_vector(octet_length(payload) || ' bytes for ' || dimensions || ' dimensions')
-    ELSE seedbed._checked(seedbed._as_vector(
-        set_byte(set_byte('\x00000000'::bytea, 0, dimensions & 255), 1, dimensions >> 8), payload)) END;
+    ELSE seedbed._checked(seedbed._as_vector(seedbed._head(dimensions), payload)) END;
 COMMENT ON FUNCTION seedbed.to_vector(bytea, integer) IS
     'A vector of little-endian float4 numbers, after its length and its numbers were checked.';
 
@@ -49,7 +52,7 @@ LANGUAGE plpython3u STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_
 $$;
 
 CREATE OR REPLACE FUNCTION seedbed._embed_all(endpoint text, address text, ca text, input text[], kind text)
-RETURNS SETOF bytea LANGUAGE plpython3u STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
+RETURNS bytea LANGUAGE plpython3u STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp AS $$
 @LOAD@
     return udf.embed_all(plpy, GD, udf.Place(endpoint, address, ca), input, kind)
 $$;
@@ -91,12 +94,23 @@ COMMENT ON FUNCTION seedbed.embed(text, text) IS
 CREATE OR REPLACE FUNCTION seedbed.embed(input text[], kind text DEFAULT 'document') RETURNS vector[]
 LANGUAGE sql STABLE STRICT SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT coalesce(array_agg(seedbed._checked(s.made) ORDER BY s.number), '{}'::vector[]) FROM (
-        SELECT seedbed._as_vector(i.image, '') AS made, i.number
-        FROM (SELECT seedbed._endpoint() AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name
-        CROSS JOIN LATERAL seedbed._embed_all(n.name, e.address, e.ca, input, kind) WITH ORDINALITY AS i(image, number)
-        OFFSET 0
-    ) s;
+    -- All vectors come as one value and are cut here: no Python and no row for each. What is cut depends on the answer
+    -- (LATERAL), so that this is asked for once.
+    SELECT coalesce(array_agg(seedbed._checked(seedbed._as_vector(a.head, cut.part))), '{}'::vector[]) FROM (
+        SELECT p.payload, p.size, seedbed._head(p.size / 4) AS head FROM (
+            SELECT q.payload, octet_length(q.payload) / nullif(q.texts, 0) AS size FROM (
+                SELECT seedbed._embed_all(n.name, e.address, e.ca, input, kind) AS payload,
+                    (SELECT count(u) FROM unnest(input) AS u)::integer AS texts
+                FROM (SELECT seedbed._endpoint() AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name
+                OFFSET 0
+            ) q OFFSET 0
+        ) p OFFSET 0
+    ) a CROSS JOIN LATERAL (
+        SELECT CASE WHEN t.text IS NOT NULL THEN substr(a.payload, (t.rank - 1) * a.size + 1, a.size) END AS part FROM (
+            SELECT u.text, u.number, (count(u.text) OVER (ORDER BY u.number))::integer AS rank
+            FROM unnest(input) WITH ORDINALITY AS u(text, number)
+        ) t ORDER BY t.number
+    ) cut;
 END;
 COMMENT ON FUNCTION seedbed.embed(text[], text) IS 'The embeddings of many texts by one call; NULL for NULL.';
 

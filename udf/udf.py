@@ -75,13 +75,13 @@ def embed(plpy: Any, GD: dict[str, Any], place: Place, text: str, kind: str) -> 
     found = kept.get(place.address, kind, text)
     if found is None:
         answered = ask(plpy, GD, place, [text], kind)
-        found = images(answered)[0]
+        found = image(answered)
         kept.put(place.address, kind, text, answered.space, found)
     return found
 
 
-def embed_all(plpy: Any, GD: dict[str, Any], place: Place, texts: list[str | None], kind: str) -> list[bytes | None]:
-    """An image each text, NULL for NULL."""
+def embed_all(plpy: Any, GD: dict[str, Any], place: Place, texts: list[str | None], kind: str) -> bytes:
+    """The vectors of all texts but the NULLs, one behind another."""
     if any(isinstance(text, list) for text in texts):
         plpy.error("the array has several dimensions", hint="give an array of texts", sqlstate="2202E")
     asked = [text for text in texts if text is not None]
@@ -89,11 +89,13 @@ def embed_all(plpy: Any, GD: dict[str, Any], place: Place, texts: list[str | Non
         plpy.error(
             f"text number {texts.index('') + 1} is empty", hint="leave it out, or make it NULL", sqlstate="22023"
         )
-    made: list[bytes] = []
+    payloads: list[bytes] = []
+    space = None
     for start in range(0, len(asked), MOST_INPUTS):
-        made += images(ask(plpy, GD, place, asked[start : start + MOST_INPUTS], kind))
-    vectors = iter(made)
-    return [None if text is None else next(vectors) for text in texts]
+        answered = ask(plpy, GD, place, asked[start : start + MOST_INPUTS], kind, space)
+        payloads.append(answered.payload)
+        space = answered.space
+    return b"".join(payloads)
 
 
 def embed_content(
@@ -102,13 +104,13 @@ def embed_content(
     """An image of a JSON string, of parts, or of an object of several."""
     given = json.loads(content)
     asked = given if isinstance(given, str) else parts_of(plpy, given)
-    return images(ask(plpy, GD, place, [asked], kind, space))[0]
+    return image(ask(plpy, GD, place, [asked], kind, space))
 
 
-def embed_image(plpy: Any, GD: dict[str, Any], place: Place, image: bytes, kind: str) -> bytes:
-    if not image:
+def embed_image(plpy: Any, GD: dict[str, Any], place: Place, data: bytes, kind: str) -> bytes:
+    if not data:
         plpy.error("the picture has no bytes", hint="give a picture's file as it is", sqlstate="22023")
-    return images(ask(plpy, GD, place, [[picture(image)]], kind))[0]
+    return image(ask(plpy, GD, place, [[picture(data)]], kind))
 
 
 def probe(plpy: Any, GD: dict[str, Any], name: str) -> tuple[str, int]:
@@ -167,11 +169,9 @@ def picture(data: bytes) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def images(answered: Answered) -> list[bytes]:
+def image(answered: Answered) -> bytes:
     """vector.h of pgvector: int16 dimensions, int16 zero, float4 each. Whether they are finite is seen in SQL."""
-    head, size = struct.pack("<hh", answered.dimensions, 0), 4 * answered.dimensions
-    payload = answered.payload
-    return [head + payload[start : start + size] for start in range(0, len(payload), size)]
+    return struct.pack("<hh", answered.dimensions, 0) + answered.payload
 
 
 class Kept:
