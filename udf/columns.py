@@ -204,9 +204,6 @@ class _Column:
             )
 
     def _index(self) -> None:
-        """Once a first fill is done: an index that grows row by row costs five times the time."""
-        if self._column["index"]:
-            # Parallel builds of pgvector before 0.8.2 can write beyond their memory (CVE-2026-3172).
-            self._plpy.execute("SET LOCAL max_parallel_maintenance_workers = 0")
-            self._plpy.execute(self._column["index"])
-            self._plpy.commit()
+        names = [self._column["relation"], self._column["name"]]
+        self._run("SELECT seedbed._build_index($1, $2)", ["text", "text"], names)
+        self._plpy.commit()

@@ -403,7 +403,7 @@ END $$;
 -- The columns that the caller may work on, with their subscriptions and statements.
 CREATE OR REPLACE FUNCTION seedbed._columns_to_work() RETURNS TABLE (
     relation text, name text, endpoint text, space text, dimensions integer, stale boolean, picture text, watcher bigint,
-    read text, store text, inlined text, drop text, refill text, index text
+    read text, store text, inlined text, drop text, refill text
 ) LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -418,13 +418,30 @@ BEGIN
         RETURN QUERY SELECT made.relation::text, made.name, made.endpoint, made.space, made.dimensions,
             made.found_space IS NOT NULL,
             CASE WHEN made.image IS NULL THEN NULL WHEN seedbed._type_of(made.relation, made.image) = 'bytea' THEN 'bytes' ELSE 'url' END,
-            s.id, w.read, w.store, w.inlined, w.drop, w.refill,
-            CASE WHEN NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
-                WHERE m.amname = 'hnsw' AND i.indrelid IN (made.store, made.visible)) THEN seedbed._index_statement(made) END
+            s.id, w.read, w.store, w.inlined, w.drop, w.refill
         FROM seedbed_queue.subscription s, seedbed._column_statements(made) w WHERE s.name = made.subscription;
     END LOOP;
     IF super AND NOT found THEN
         PERFORM seedbed._check_owner(e.relation) FROM seedbed.embedded_column e;
+    END IF;
+END $$;
+
+-- Once a first fill is done, as an index that grows row by row costs five times the time; by the last session at work.
+CREATE OR REPLACE FUNCTION seedbed._build_index(relation text, name text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    made seedbed.embedded_column := seedbed._column(relation::regclass, name);
+BEGIN
+    IF pg_try_advisory_xact_lock(hashtext('seedbed index ' || made.store::text))
+        AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+            WHERE m.amname = 'hnsw' AND i.indrelid IN (made.store, made.visible))
+        AND NOT EXISTS (SELECT FROM seedbed_queue.change c JOIN seedbed_queue.subscription s ON s.id = c.subscription_id
+            WHERE s.name = made.subscription AND c.lease_until > clock_timestamp())
+    THEN
+        -- Parallel builds of pgvector before 0.8.2 can write beyond their memory (CVE-2026-3172).
+        SET LOCAL max_parallel_maintenance_workers = 0;
+        EXECUTE seedbed._index_statement(made);
     END IF;
 END $$;
 

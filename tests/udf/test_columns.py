@@ -272,6 +272,9 @@ def test_two_sessions_share_the_work(db: Connection) -> None:
     assert sum(done) == 3000
     assert min(done) > 300
     assert db.execute("select count(*) from many_embedding").fetchone() == (3000,)
+    assert work(db) == 0
+    indexes = "select count(*) from pg_indexes where tablename = 'many_embedding_store' and indexdef like '%hnsw%'"
+    assert db.execute(indexes).fetchone() == (1,)
 
 
 def test_nobody_declares_columns_of_others(column: Connection) -> None:
