@@ -49,6 +49,25 @@ BEGIN
              FROM pg_proc p WHERE p.pronamespace = 'seedbed_queue'::regnamespace AND p.proname NOT LIKE 'capture%');
 END $$;
 
+-- The queue's functions run with the caller's rights: so nobody may have written them whom the caller does not trust.
+CREATE OR REPLACE FUNCTION seedbed._check_queue() RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    super boolean := (SELECT rolsuper FROM pg_roles WHERE rolname = current_user);
+BEGIN
+    IF EXISTS (SELECT FROM (
+            SELECT nspowner FROM pg_namespace WHERE nspname = 'seedbed_queue'
+            UNION SELECT proowner FROM pg_proc
+                WHERE pronamespace = 'seedbed_queue'::regnamespace AND proname NOT LIKE 'capture%'
+            UNION SELECT relowner FROM pg_class WHERE relnamespace = 'seedbed_queue'::regnamespace
+        ) AS o(owner) JOIN pg_roles r ON r.oid = o.owner
+        WHERE NOT r.rolsuper AND (super OR NOT pg_has_role(r.oid, 'USAGE')))
+    THEN
+        RAISE EXCEPTION 'the schema seedbed_queue, or something in it, belongs to a role whose functions you would run'
+            USING ERRCODE = 'insufficient_privilege', HINT = 'hand it and all in it over to a superuser';
+    END IF;
+END $$;
+
 -- --- templates -----------------------------------------------------------------------------------------
 
 -- The pieces of a template: {column}, {{ and }} for braces, and text.
@@ -152,11 +171,7 @@ DECLARE
 BEGIN
     PERFORM seedbed._check_owner(relation);
     PERFORM seedbed._ensure_queue();
-    IF NOT (SELECT r.rolsuper OR pg_has_role(r.oid, 'USAGE') FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner
-            WHERE n.nspname = 'seedbed_queue') THEN
-        RAISE EXCEPTION 'the schema seedbed_queue belongs to a role whose functions you would run'
-            USING ERRCODE = 'insufficient_privilege', HINT = 'ALTER SCHEMA seedbed_queue OWNER TO a superuser';
-    END IF;
+    PERFORM seedbed._check_queue();
     IF content IS NULL AND image IS NULL THEN
         RAISE EXCEPTION 'neither content nor image is said' USING ERRCODE = 'invalid_parameter_value',
             HINT = $x$content => '{title} {body}', or image => 'photo'$x$;
@@ -308,6 +323,7 @@ DECLARE
 BEGIN
     PERFORM seedbed._check_owner(relation);
     made := seedbed._column(relation, name);
+    PERFORM seedbed._check_queue();
     PERFORM seedbed_queue.unwatch(made.subscription::text);
     IF made.visible = made.relation THEN
         EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', made.relation, made.name);
@@ -328,6 +344,12 @@ BEGIN
     SELECT count(*) INTO known FROM seedbed.embedded_column e WHERE e.relation = relation AND e.name = coalesce(name, e.name);
     IF known = 1 THEN
         SELECT e.* INTO made FROM seedbed.embedded_column e WHERE e.relation = relation AND e.name = coalesce(name, e.name);
+        -- A table's owner writes its row here: nothing that it names may run code as whoever reads it.
+        IF NOT EXISTS (SELECT FROM pg_class s JOIN pg_class b ON b.relowner = s.relowner
+                WHERE s.oid = made.store AND s.relkind = 'r' AND b.oid = made.relation) THEN
+            RAISE EXCEPTION 'the vectors of % are no table of its owner', relation
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = format('ALTER TABLE %s OWNER TO the owner', made.store);
+        END IF;
         RETURN made;
     END IF;
     RAISE EXCEPTION '% has % embedded columns%', relation, CASE known WHEN 0 THEN 'no' ELSE 'several' END,
@@ -347,7 +369,8 @@ $$;
 
 -- What seedbed.work runs for one column.
 CREATE OR REPLACE FUNCTION seedbed._column_statements(
-    made seedbed.embedded_column, OUT read text, OUT store text, OUT inlined text, OUT drop text, OUT refill text
+    made seedbed.embedded_column, OUT read text, OUT locked text, OUT store text, OUT inlined text, OUT drop text,
+    OUT refill text
 ) LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     keys text;
@@ -366,14 +389,16 @@ BEGIN
     FROM (SELECT n.name, n.number, seedbed._key_part(made.relation, n.name, n.number) AS part
           FROM unnest(made.key_columns) WITH ORDINALITY AS n(name, number)) AS k;
     read := format($x$
-        SELECT u.key, r.there IS NOT NULL AS there, r.text, r.image, r.hash, s.seedbed_hash = r.hash AS same
+        SELECT u.key, r.there IS NOT NULL AS there, r.text, r.image, r.hash, s.seedbed_hash = r.hash
+            AND (r.filled OR s.seedbed_error IS NOT NULL OR coalesce(r.text, '') = '' AND r.image IS NULL) AS same
         FROM unnest($1::text[]) AS u(key)
         LEFT JOIN LATERAL (
-            SELECT true AS there, c.text, c.image,
+            SELECT true AS there, c.filled, c.text, c.image,
                    sha256(convert_to(coalesce(c.text, ''), 'UTF8') || '\x00'::bytea || coalesce(c.image, '')) AS hash
-            FROM (SELECT %s AS text, %s AS image FROM %s b WHERE %s) AS c
+            FROM (SELECT %s AS filled, %s AS text, %s AS image FROM %s b WHERE %s) AS c
         ) AS r ON true
         LEFT JOIN %s s ON %s$x$,
+        CASE WHEN inline THEN format('b.%I IS NOT NULL', made.name) ELSE 'true' END,
         CASE WHEN made.content IS NULL THEN 'NULL::text' ELSE seedbed._rendered(made.relation, made.content, 'b') END,
         CASE WHEN made.image IS NULL THEN 'NULL::bytea'
              WHEN seedbed._type_of(made.relation, made.image) = 'bytea' THEN format('b.%I', made.image)
@@ -389,6 +414,10 @@ BEGIN
         CASE WHEN inline THEN '' ELSE format('CASE WHEN u.vector IS NOT NULL THEN %s END,', value) END, keys,
         CASE WHEN inline THEN '' ELSE 'embedding = excluded.embedding,' END);
     IF inline THEN
+        -- Writers hold a row and then wait for its change: so the rows come first here, too, and none is waited for.
+        locked := format($x$
+            SELECT u.key FROM unnest($1::text[]) AS u(key) JOIN %s b ON %s ORDER BY u.key
+            FOR NO KEY UPDATE OF b SKIP LOCKED$x$, made.relation, row_is);
         inlined := format($x$
             UPDATE %s b SET %I = CASE WHEN u.vector IS NOT NULL THEN %s END
             FROM unnest($1::text[], $2::bytea[]) AS u(key, vector) WHERE %s$x$, made.relation, made.name, value, row_is);
@@ -400,26 +429,43 @@ BEGIN
         made.store, made.relation, joined, seedbed_queue.key_expression(made.relation, made.key_columns, 'n'::text));
 END $$;
 
--- The columns that the caller may work on, with their subscriptions and statements.
-CREATE OR REPLACE FUNCTION seedbed._columns_to_work() RETURNS TABLE (
+-- One of them, with its subscription and statements.
+CREATE OR REPLACE FUNCTION seedbed._column_to_work(of_relation text, called text) RETURNS TABLE (
     relation text, name text, endpoint text, space text, dimensions integer, stale boolean, picture text, watcher bigint,
-    read text, store text, inlined text, drop text, refill text
+    read text, locked text, store text, inlined text, drop text, refill text
 ) LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    made seedbed.embedded_column := seedbed._column(of_relation::regclass, called);
+BEGIN
+    RETURN QUERY SELECT made.relation::text, made.name, made.endpoint, made.space, made.dimensions,
+        made.found_space IS NOT NULL,
+        CASE WHEN made.image IS NULL THEN NULL WHEN seedbed._type_of(made.relation, made.image) = 'bytea' THEN 'bytes'
+            ELSE 'url' END,
+        s.id, w.read, w.locked, w.store, w.inlined, w.drop, w.refill
+    FROM seedbed_queue.subscription s, seedbed._column_statements(made) w WHERE s.name = made.subscription;
+END $$;
+
+-- The columns that the caller may work on.
+CREATE OR REPLACE FUNCTION seedbed._columns_to_work() RETURNS TABLE (relation text, name text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     made seedbed.embedded_column;
     super boolean := (SELECT rolsuper FROM pg_roles WHERE rolname = current_user);
     found boolean := false;
 BEGIN
+    IF to_regclass('seedbed_queue.change') IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM seedbed._check_queue();
     FOR made IN SELECT e.* FROM seedbed.embedded_column e JOIN pg_class c ON c.oid = e.relation
             JOIN pg_roles r ON r.oid = c.relowner
             WHERE CASE WHEN super THEN r.rolsuper ELSE pg_has_role(c.relowner, 'USAGE') END ORDER BY e.created_at LOOP
         found := true;
-        RETURN QUERY SELECT made.relation::text, made.name, made.endpoint, made.space, made.dimensions,
-            made.found_space IS NOT NULL,
-            CASE WHEN made.image IS NULL THEN NULL WHEN seedbed._type_of(made.relation, made.image) = 'bytea' THEN 'bytes' ELSE 'url' END,
-            s.id, w.read, w.store, w.inlined, w.drop, w.refill
-        FROM seedbed_queue.subscription s, seedbed._column_statements(made) w WHERE s.name = made.subscription;
+        relation := made.relation::text;
+        name := made.name;
+        RETURN NEXT;
     END LOOP;
     IF super AND NOT found THEN
         PERFORM seedbed._check_owner(e.relation) FROM seedbed.embedded_column e;
@@ -534,7 +580,7 @@ BEGIN
         CASE WHEN inline THEN format('b.%I', made.name) ELSE 's.embedding' END, seedbed._vector_schema(),
         CASE made.metric WHEN 'cosine' THEN '<=>' WHEN 'dot' THEN '<#>' ELSE '<->' END, seedbed._vector_type(made));
     statement := format(
-        'SELECT %s(%s), to_jsonb(b) - %L FROM %s b%s WHERE %s ORDER BY %s LIMIT $2',
+        'SELECT %s(%s), to_jsonb(b.*) - %L FROM %s b%s WHERE %s ORDER BY %s LIMIT $2',
         CASE made.metric WHEN 'cosine' THEN '1 - ' ELSE '- ' END, distance, made.name, relation,
         CASE WHEN inline THEN '' ELSE format(' JOIN %s s ON %s', made.store,
             (SELECT string_agg(format('b.%1$I = s.%1$I', c), ' AND ') FROM unnest(made.key_columns) AS c)) END,

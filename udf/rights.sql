@@ -31,5 +31,6 @@ GRANT EXECUTE ON FUNCTION
     seedbed._make_store(seedbed.embedded_column, text, text, text, boolean),
     seedbed._make_view(seedbed.embedded_column, text, text, text), seedbed._copy_readers(regclass, text),
     seedbed._key_part(regclass, text, bigint), seedbed._column_statements(seedbed.embedded_column),
-    seedbed._build_index(text, text), seedbed._columns_to_work(), seedbed._stale(text, text, text), seedbed._status()
+    seedbed._build_index(text, text), seedbed._columns_to_work(),
+    seedbed._column_to_work(text, text), seedbed._check_queue(), seedbed._stale(text, text, text), seedbed._status()
     TO seedbed_admin;

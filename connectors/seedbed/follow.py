@@ -88,6 +88,8 @@ class _Follower:
             self.patience = 1.0
             # What was asked for once is done by the first pass.
             self.options = replace(self.options, full=False)
+            if not self.last.read and session.feed.waiting().free:
+                self.stop.wait(POLL)  # rows that writers hold locked: looking again at once would not help
             while not self.stop.is_set() and not session.feed.waiting().free:
                 session.feed.wait(POLL, self.stop)
 

@@ -138,8 +138,8 @@ class Feed(Protocol):
         """The rows of all changes up to now, by `read`; keys without a row are `deleted`. None covers anything."""
         ...
 
-    def check(self) -> None:
-        """Before a store is written. Raises Transient where the leases may have run out."""
+    def check(self, keys: Sequence[str]) -> None:
+        """Before a store is written. Raises Transient where one of these leases has run out."""
         ...
 
     def finish(self, keys: Sequence[str]) -> None:

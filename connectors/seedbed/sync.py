@@ -19,7 +19,7 @@ from seedbed import calibration
 from seedbed.ahead import ahead
 from seedbed.diff import Differ, Gone, PageDiff
 from seedbed.embedding import Embedded, EmbeddingStage
-from seedbed.errors import Refused, SeedbedError, ServiceError
+from seedbed.errors import Refused, SeedbedError, ServiceError, Transient
 from seedbed.identity import show_key
 from seedbed.ledger import Destination, Ledger, RowFailure, State
 from seedbed.protocols import CanTellProvenance, Feed, Page, Selection, Sink, Usage
@@ -105,6 +105,9 @@ class _Run:
         self._feed = self._changes()
         try:
             ledger.lock(name, shared=self._feed is not None)
+            before, self._state = self._state, ledger.state(self._pipeline)
+            if self._feed is not None and self._state != before:
+                raise Transient("another run has changed what is to be read", hint="run again")
             return self._locked(name, ledger)
         finally:
             if self._queued:
@@ -188,7 +191,7 @@ class _Run:
                     setting="ledger.url",
                     hint="`seedbed adopt` rebuilds the ledger from the collection, with no embedding",
                 )
-        elif not holds_points:
+        elif not holds_points and self._feed is None:  # beside others, one of them may just be writing the first
             ledger.reset(destination)
         ledger.recover(destination)
         writer = SinkWriter(len(self._live), sink, destination, outlet, ledger, self._run_id, self._options.patience)
@@ -339,7 +342,7 @@ class _Run:
         """Changes that need no write are worked off as soon as that is known."""
         if self._feed is None:
             return
-        self._seen |= self._earlier.intersection(page.positions)
+        self._seen |= self._earlier.intersection([*page.positions, *(position for _, position in page.deleted)])
         waits = {*(found.work.keys if found.work else ()), *(gone.key for gone in found.gone)}
         self._worked_off({*page.keys, *page.failed, *(key for key, _ in page.deleted)} - waits)
 
@@ -373,7 +376,7 @@ class _Run:
         report, work = self._report, batch.work
         refused, stands = dict(batch.failed), set[int]()
         if self._feed is not None:
-            self._feed.check()
+            self._feed.check(work.keys)
         for live in self._live:
             needed = sum(what != 0 for what in work.needs[live.writer.number].what)
             if live.counts.error is not None:
@@ -439,6 +442,8 @@ class _Run:
 
     def _delete_from(self, live: _Live, spool: GoneSpool) -> None:
         for batch in spool.batches(live.writer.number):
+            if self._feed is not None:
+                self._feed.check([gone.key for gone in batch])
             try:
                 with live.timed():
                     live.writer.remove(batch)

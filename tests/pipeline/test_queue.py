@@ -370,6 +370,49 @@ def test_a_worker_that_lost_its_leases_writes_nothing(
         watched.sync()
 
 
+def test_an_open_transaction_holds_nobody_up(url: str, make: Make, table: Connection) -> None:
+    """A change that a writer holds is skipped: workers wait for none, and no other writer for them."""
+    pipeline = make(embedder={"url": "hash:16?latency=1"})
+    pipeline.watch()
+    pipeline.sync()
+    table.execute("update item set title = 'x' || id where id < 20")
+    thread = threading.Thread(target=pipeline.sync)
+    thread.start()
+    while table.execute("select count(*) from seedbed_queue.change where lease_owner is not null").fetchone() != (19,):
+        time.sleep(0.005)
+    with psycopg.connect(url) as slow:
+        slow.execute("update item set title = 'held' where id = 9")
+        thread.join(20)
+        assert not thread.is_alive()
+        table.execute("set lock_timeout = '2s'; update item set title = 'free' where id = 1")
+    assert queued(table) == ['["1"]', '["9"]']
+    table.execute("update seedbed_queue.change set lease_until = now() - interval '1 s'")
+    assert pipeline.sync().embedded == 2
+
+
+def test_serializable_writers_of_other_rows_do_not_collide(watched: Pipeline, url: str, table: Connection) -> None:
+    with psycopg.connect(url) as one, psycopg.connect(url) as two:
+        for connection, row in ((one, 1), (two, 2)):
+            connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+            connection.execute("update item set title = 'x' where id = %s", [row])
+        one.commit()
+        two.commit()
+    assert queued(table) == ['["1"]', '["2"]']
+
+
+def test_functions_of_others_are_not_run(watched: Pipeline, table: Connection, make: Make) -> None:
+    table.execute("create role stranger")
+    try:
+        table.execute("grant create, usage on schema seedbed_queue to stranger")
+        table.execute("alter function seedbed_queue.unwatch(text) owner to stranger")
+        with pytest.raises(SeedbedError, match="belongs to a role"):
+            watched.watch()
+        with pytest.raises(SeedbedError, match="belongs to a role"):
+            watched.sync()
+    finally:
+        table.execute("drop owned by stranger cascade; drop role stranger")
+
+
 def test_no_transaction_of_ours_waits(url: str, make: Make, table: Connection) -> None:
     pipeline = make(embedder={"url": "hash:16?latency=0.2"}, ledger={"url": url})
     pipeline.watch()

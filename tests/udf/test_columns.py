@@ -85,6 +85,73 @@ def test_it_may_stand_in_the_table_itself(item: Connection) -> None:
     assert item.execute("select count(*) from seedbed_queue.change").fetchone() == (0,)
 
 
+def test_inline_rows_that_come_again_get_their_vectors_again(item: Connection) -> None:
+    item.execute("select seedbed.embed_column('item', '{title}', 'vec', inline => true)")
+    assert work(item) == 50
+    item.execute("delete from item where id = 1; insert into item values (1, 'title 1', 1, 0)")
+    work(item)
+    item.execute("create temp table copy as select id, title, price, seen from item; truncate item")
+    item.execute("insert into item (id, title, price, seen) select * from copy")
+    work(item)
+    assert item.execute("select count(*) from item where vec is null").fetchone() == (0,)
+
+
+def test_writers_and_workers_do_not_wait_for_each_other(item: Connection) -> None:
+    """Not for deadlocks, and not for somebody's open transaction."""
+    item.execute("select seedbed.embed_column('item', '{title}', 'vec', inline => true)")
+    work(item)
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def write(number: int) -> None:
+        with psycopg.connect(item.info.dsn, autocommit=True) as connection:
+            turn = 0
+            while not stop.is_set():
+                turn += 1
+                try:
+                    connection.execute("update item set title = %s where id = %s", [f"{number} {turn}", turn % 50 + 1])
+                except psycopg.Error as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        work(item)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    work(item)
+    found = vectors(item, "select title, vec::text from item")
+    for title, vector in found.items():
+        np.testing.assert_allclose(vector, hashed(title), atol=1e-6)
+
+
+def test_a_broken_column_does_not_stop_the_others(column: Connection, address: str) -> None:
+    column.execute("insert into seedbed.endpoint values ('gone', %s)", [address])
+    column.execute("select seedbed.embed_column('item', '{price}', 'aside', endpoint => 'gone')")
+    column.execute("create table last (id int primary key, title text); insert into last values (1, 'a')")
+    column.execute("select seedbed.embed_column('last', '{title}')")
+    column.execute("update seedbed.endpoint set address = 'unix:/nowhere' where name = 'gone'")
+    with pytest.raises(psycopg.OperationalError, match="cannot be reached"):
+        work(column)
+    assert column.execute("select count(*) from last_embedding").fetchone() == (1,)
+    assert column.execute("show search_path").fetchone() == ('"$user", public',)
+
+
+def test_names_on_the_path_are_not_taken_for_ours(column: Connection) -> None:
+    """Nor a store that is no table of the owner's."""
+    column.execute("create function unnest(text[]) returns setof text language sql as $$ select 1 / 0 || '' $$")
+    column.execute("update item set title = 'new' where id = 1")
+    assert work(column) == 1
+    column.execute("create view fake as select * from item_embedding_store")
+    column.execute("update seedbed.embedded_column set store = 'fake'")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="no table of its owner"):
+        column.execute("select * from seedbed.search('item', 'x')")
+
+
 def test_search_finds_by_the_index_and_filters(column: Connection) -> None:
     found = column.execute("select score, row from seedbed.search('item', 'title 33', 3)").fetchall()
     assert found[0][1] == {"id": 33, "title": "title 33", "price": 33, "seen": 0}

@@ -22,7 +22,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from seedbed.errors import ConfigError, SeedbedError, Transient
+from seedbed.errors import ConfigError, Refused, SeedbedError, Transient
 from seedbed.identity import key_parts, position
 from seedbed.postgres import Database, mapped
 from seedbed.protocols import Feed, Page, Selection, Waiting
@@ -34,6 +34,8 @@ _RENEWED = LEASE / 4
 _ALL_ROWS = ""
 """The key that stands for all rows: the table was truncated, or lost a column that is watched."""
 _TAKEN = 2048
+_TRIES = 10
+"""To give back changes that writers hold; most hold them for milliseconds. The others come back with their leases."""
 _CHANNEL = "seedbed_queue"
 
 Read = Callable[[Selection], Iterator[Page]]
@@ -71,7 +73,16 @@ class Queue:
     # --- watching -----------------------------------------------------------------------------------
 
     def stands(self) -> bool:
-        return self.rows("SELECT to_regclass('seedbed_queue.change') IS NOT NULL")[0][0] is True
+        """Raises Refused for a queue whose functions somebody else could have written, as they run with our rights."""
+        if self.rows("SELECT to_regclass('seedbed_queue.change') IS NULL")[0][0]:
+            return False
+        if self.rows(_OF_OTHERS)[0][0]:
+            raise Refused(
+                "the schema seedbed_queue, or something in it, belongs to a role that you are not a member of",
+                setting="source.url",
+                hint="connect as its owner, or have it and all in it handed over",
+            )
+        return True
 
     def watch(self, name: str, relation: Relation, columns: Sequence[str], where: str | None) -> None:
         """Raises ConfigError for a relation whose changes cannot be queued, Fatal without the rights."""
@@ -100,6 +111,15 @@ class Queue:
         return sorted({name for (name,) in found} - {*beside})
 
 
+_OF_OTHERS = """
+SELECT EXISTS (SELECT FROM (
+    SELECT nspowner FROM pg_catalog.pg_namespace WHERE nspname = 'seedbed_queue'
+    UNION SELECT proowner FROM pg_catalog.pg_proc
+        WHERE pronamespace = 'seedbed_queue'::regnamespace AND proname NOT LIKE 'capture%'
+    UNION SELECT relowner FROM pg_catalog.pg_class WHERE relnamespace = 'seedbed_queue'::regnamespace
+) AS o(owner) JOIN pg_catalog.pg_roles r ON r.oid = o.owner
+CROSS JOIN (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) AS me
+WHERE NOT r.rolsuper AND (me.rolsuper OR NOT pg_catalog.pg_has_role(r.oid, 'USAGE')))"""
 _NAMED = """
 SELECT a.attname::text FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
 JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
@@ -122,6 +142,8 @@ class QueueFeed:
         condition_hash = hashlib.sha256((where or "").encode()).hexdigest()[:12]
         self.marker = f"queue {self._id} {created} {condition_hash}"
         self._upto = 0
+        self._held: list[str] = []
+        """Worked off, but some of them held by others (a neighbour's look at them, a writer) just then."""
         self._alive = time.monotonic()
         self._closed = threading.Event()
         self._renewing: threading.Thread | None = None
@@ -181,16 +203,19 @@ class QueueFeed:
         yield replace(last, deleted=[*last.deleted, *gone])
 
     def finish(self, keys: Sequence[str]) -> None:
-        if keys:
-            self._queue.rows(
-                "SELECT seedbed_queue.finish(%s::bigint, %s::text, %s::text[], %s::bigint)",
-                *(self._id, self._taker, list(keys), self._upto),
-            )
+        if keys and self._finished(keys) < len(keys):
+            self._held.extend(keys)
+
+    def _finished(self, keys: Sequence[str]) -> int:
+        found = self._queue.rows(
+            "SELECT seedbed_queue.finish(%s::bigint, %s::text, %s::text[], %s::bigint)",
+            *(self._id, self._taker, list(keys), self._upto),
+        )
+        return int(found[0][0])
 
     def finish_all_rows(self) -> None:
-        self.finish([_ALL_ROWS])
         self._queue.rows(
-            "DELETE FROM seedbed_queue.change WHERE subscription_id = %s AND attempts >= 5 AND seq <= %s",
+            "DELETE FROM seedbed_queue.change WHERE subscription_id = %s AND (attempts >= 5 OR key = '') AND seq <= %s",
             *(self._id, self._upto),
         )
 
@@ -199,8 +224,15 @@ class QueueFeed:
             self._queue.rows("SELECT seedbed_queue.put(%s::bigint, %s::text[])", self._id, list(keys))
 
     def release(self) -> None:
+        held, self._held = self._held, []
         with suppress(SeedbedError):  # what cannot be given back comes back when its lease runs out
-            self._queue.rows("SELECT seedbed_queue.release(%s::bigint, %s::text)", self._id, self._taker)
+            if held:
+                self._finished(held)
+            statement = "SELECT seedbed_queue.release(%s::bigint, %s::text)"
+            for _ in range(_TRIES):
+                if not self._queue.rows(statement, self._id, self._taker)[0][0]:
+                    break
+                time.sleep(0.02)
 
     def _newest(self) -> int:
         return int(self._queue.rows("SELECT seedbed_queue.newest()")[0][0])
@@ -216,10 +248,16 @@ class QueueFeed:
 
     # --- leases -------------------------------------------------------------------------------------
 
-    def check(self) -> None:
-        if self._renewing is not None and time.monotonic() - self._alive > LEASE - _RENEWED:
+    def check(self, keys: Sequence[str]) -> None:
+        held = self._queue.rows(
+            "SELECT count(*) FROM seedbed_queue.change WHERE subscription_id = %s AND key = ANY (%s::text[])"
+            " AND lease_owner = %s AND lease_until > clock_timestamp()",
+            *(self._id, list(keys), self._taker),
+        )[0][0]
+        if held < len(set(keys)):
             raise Transient(
-                f"the leases of changed rows were not renewed for {LEASE:.0f} seconds: others may have taken them",
+                f"{len(set(keys)) - held} leases of changed rows ran out before they were written: others may have "
+                "taken them",
                 setting="source.url",
                 hint="run again: nothing is lost, and what was embedded is in the cache",
             )
@@ -233,6 +271,8 @@ class QueueFeed:
     def _renew(self) -> None:
         while not self._closed.wait(_RENEWED):
             began = time.monotonic()
+            if began - self._alive > LEASE:
+                return  # they have run out
             with suppress(SeedbedError):
                 self._queue.rows(
                     "SELECT seedbed_queue.renew(%s::bigint, %s::text, %s::interval)",
@@ -243,6 +283,9 @@ class QueueFeed:
     # --- between passes -----------------------------------------------------------------------------
 
     def waiting(self) -> Waiting:
+        """Raises Transient where this subscription is no more, as the table was watched anew."""
+        if not self._queue.rows("SELECT 1 FROM seedbed_queue.subscription WHERE id = %s", self._id):
+            raise Transient("the table was watched anew, or not any more", setting="source.changes", hint="try again")
         return waiting_of(self._queue, self._id)
 
     def wait(self, seconds: float, stop: threading.Event) -> None:
@@ -260,6 +303,7 @@ class QueueFeed:
                         return
             except (psycopg.Error, Transient):
                 stop.wait(min(left, 1.0))
+                return
 
     def close(self) -> None:
         self._closed.set()

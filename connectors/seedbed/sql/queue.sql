@@ -105,7 +105,7 @@ CREATE OR REPLACE FUNCTION seedbed_queue.watch(
 DECLARE
     watcher bigint;
     capture text;
-    owner text;
+    owner name;
     upsert text;
     quick text;
     inserted text;
@@ -165,7 +165,9 @@ BEGIN
         CREATE FUNCTION %1$s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
         SET search_path = pg_catalog, pg_temp AS $body$
         DECLARE
-            idle boolean := NOT EXISTS (SELECT FROM seedbed_queue.change WHERE subscription_id = %2$s);
+            -- A look at the queue would make serializable writers of other rows collide: theirs is found by polling.
+            idle boolean := current_setting('transaction_isolation') <> 'serializable'
+                AND NOT EXISTS (SELECT FROM seedbed_queue.change WHERE subscription_id = %2$s);
             number bigint := nextval('seedbed_queue.change_seq');
             changed bigint;
         BEGIN
@@ -200,7 +202,7 @@ BEGIN
         format(quick, inserted, format(upsert, inserted)), format(quick, deleted, format(upsert, deleted)));
     EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', capture);
     IF owner <> current_user THEN
-        PERFORM seedbed_queue.allow(owner);
+        PERFORM seedbed_queue.allow(owner::name);
         EXECUTE format('ALTER FUNCTION %s() OWNER TO %I', capture, owner);
     END IF;
 
@@ -270,28 +272,43 @@ $$;
 
 CREATE OR REPLACE FUNCTION seedbed_queue.renew(watcher bigint, taker text, lease interval) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    WITH kept AS (
+    WITH mine AS MATERIALIZED (
+        SELECT c.key FROM seedbed_queue.change c WHERE c.subscription_id = watcher AND c.lease_owner = taker
+          AND c.lease_until > clock_timestamp() ORDER BY c.key FOR UPDATE SKIP LOCKED
+    ), kept AS (
         UPDATE seedbed_queue.change c SET lease_until = clock_timestamp() + lease
-        WHERE c.subscription_id = watcher AND c.lease_owner = taker RETURNING 1
+        FROM mine WHERE c.subscription_id = watcher AND c.key = mine.key RETURNING 1
     ) SELECT count(*) FROM kept
 $$;
+
+-- Workers never wait for a row that a writer holds, as others may wait for theirs: it is about to change again.
 
 -- Takes what was worked off out of the queue. A key that changed again since has a number beyond `upto` and stays.
 CREATE OR REPLACE FUNCTION seedbed_queue.finish(watcher bigint, taker text, keys text[], upto bigint) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    WITH done AS (
-        DELETE FROM seedbed_queue.change c
+    WITH mine AS MATERIALIZED (
+        SELECT c.key FROM seedbed_queue.change c
         WHERE c.subscription_id = watcher AND c.key = ANY (keys) AND c.lease_owner = taker AND c.seq <= upto
-        RETURNING 1
+        ORDER BY c.key FOR UPDATE SKIP LOCKED
+    ), done AS (
+        DELETE FROM seedbed_queue.change c USING mine WHERE c.subscription_id = watcher AND c.key = mine.key RETURNING 1
     ) SELECT count(*) FROM done
 $$;
 
--- Gives back what was taken and not finished; not counted as an attempt, since this one has lived to say so.
-CREATE OR REPLACE FUNCTION seedbed_queue.release(watcher bigint, taker text) RETURNS void
+-- Gives back what was taken and not finished; not counted as an attempt, since this one has lived to say so. How many
+-- could not be, as writers hold them just now.
+CREATE OR REPLACE FUNCTION seedbed_queue.release(watcher bigint, taker text) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    UPDATE seedbed_queue.change c
-    SET lease_owner = NULL, lease_until = NULL, attempts = greatest(c.attempts - 1, 0)
-    WHERE c.subscription_id = watcher AND c.lease_owner = taker
+    WITH mine AS MATERIALIZED (
+        SELECT c.key FROM seedbed_queue.change c WHERE c.subscription_id = watcher AND c.lease_owner = taker
+        ORDER BY c.key FOR UPDATE SKIP LOCKED
+    ), given AS (
+        UPDATE seedbed_queue.change c
+        SET lease_owner = NULL, lease_until = NULL, attempts = greatest(c.attempts - 1, 0)
+        FROM mine WHERE c.subscription_id = watcher AND c.key = mine.key RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM seedbed_queue.change c WHERE c.subscription_id = watcher AND c.lease_owner = taker)
+        - (SELECT count(*) FROM given)
 $$;
 
 -- Queues keys by hand: rows that failed before, or those of a table that is to be filled for the first time.
