@@ -113,10 +113,8 @@ def test_the_command_installs_it(installed: Callable[[str], None], address: str,
 
 
 def test_the_command_says_what_is_missing(installed: Callable[[str], None]) -> None:
-    """Of a role that may not; of a server that has the files of another version only."""
     installed("15")
-    files = folder_of("15")
-    with one_at_a_time("install"), fresh_database("15") as url:
+    with fresh_database("15") as url:
         with psycopg.connect(url, autocommit=True) as db:
             db.execute("drop role if exists plain_login")
             db.execute("create role plain_login login")
@@ -127,15 +125,22 @@ def test_the_command_says_what_is_missing(installed: Callable[[str], None]) -> N
         finally:
             with psycopg.connect(url, autocommit=True) as db:
                 db.execute("drop role plain_login")
-        hidden = list(files.glob("seedbed--*"))
-        for path in hidden:
-            path.rename(path.with_name(f"hidden-{path.name}"))
-        try:
-            if os.access(files, os.W_OK):
-                assert extension.install(url) == "0.2.0", "laid from here, as the folder is ours to write"
-        finally:
-            for path in hidden:
-                path.with_name(f"hidden-{path.name}").replace(path)
+
+
+def test_files_are_laid_where_the_folder_is_ours(
+    installed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a version that the server does not have yet."""
+    installed("15")
+    composer = extension._composer()
+    monkeypatch.setattr(extension, "_composer", lambda: {**composer, "VERSION": "0.2.1"})
+    with one_at_a_time("install"), fresh_database("15") as url:
+        if os.access(folder_of("15"), os.W_OK):
+            assert extension.install(url) == "0.2.0"
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(SeedbedError, match="this extension's files") as caught:
+            extension.install(url)
+        assert "make -C" in (caught.value.hint or "")
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
