@@ -6,7 +6,6 @@ the one that was taken. `udf` is the module of the functions, which asks the emb
 
 from __future__ import annotations
 
-import base64
 import time
 from typing import Any, NamedTuple
 
@@ -126,13 +125,11 @@ class _Column:
 
     def _refill(self) -> None:
         """The empty key stands for all rows: the table was truncated, or has lost a column."""
-        found = self._run(
-            "DELETE FROM seedbed_queue.change WHERE subscription_id = $1 AND key = '' RETURNING 1",
-            ["bigint"],
-            [self._watcher],
-        )
-        if found.nrows():
-            self._run(self._column["refill"], ["bigint"], [self._watcher])
+        statement = f"SELECT seedbed_queue.take_all_rows($1, $2, '{LEASE}'::interval) AS taken"
+        if self._run(statement, ["bigint", "text"], [self._watcher, self._me])[0]["taken"]:
+            self._plpy.execute(self._column["orphans"])
+            self._run("SELECT seedbed_queue.put_all($1)", ["bigint"], [self._watcher])
+            self._run("SELECT seedbed_queue.finish_all_rows($1, $2)", ["bigint", "bigint"], [self._watcher, self._upto])
             self._upto = self._plpy.execute("SELECT seedbed_queue.newest() AS upto")[0]["upto"]
         self._plpy.commit()
 
@@ -161,15 +158,10 @@ class _Column:
     def _content(self, row: Any) -> Any:
         """A text, or parts; None where there is nothing to embed."""
         text, image = row["text"], row["image"]
-        if image is None:
+        if not image:
             return text or None
-        url = image.decode() if self._column["picture"] == "url" else self._data_url(image)
-        parts = [{"type": "image_url", "image_url": {"url": url}}]
-        return [{"type": "text", "text": text}, *parts] if text else parts
-
-    @staticmethod
-    def _data_url(data: bytes) -> str:
-        return "data:image/*;base64," + base64.b64encode(data).decode()
+        url = image.decode() if self._column["picture"] == "url" else self._udf.data_url(image)
+        return self._udf.parts_of(self._plpy, {"text": text, "image": url} if text else {"image": url})
 
     def _embed(self, rows: list[Row]) -> Done:
         """Halves what is refused, until the row that is meant stands alone. No transaction is open meanwhile."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 VERSION = "0.2.0"
 HERE = Path(__file__).parent
+PARTS = ("functions.sql", "columns.sql", "working.sql", "searching.sql", "rights.sql")
 QUEUES = (HERE.parent / "queue.sql", HERE.parent / "connectors" / "seedbed" / "sql" / "queue.sql")
 """The queue's script: in a wheel, and in a checkout."""
 
@@ -20,8 +21,7 @@ def composed(folder: Path) -> dict[str, str]:
     place = ascii(str(folder / f"seedbed--{VERSION}.py")).replace("$", "\\x24")
     load = part("load.py.in").replace('"@UDF@"', place).rstrip("\n")
     queue = next(path for path in QUEUES if path.exists()).read_text(encoding="utf-8")
-    body = part("functions.sql") + part("columns.sql").replace("@QUEUE@", queue) + part("rights.sql")
-    body = body.replace("@LOAD@", load)
+    body = "".join(map(part, PARTS)).replace("@QUEUE@", queue).replace("@LOAD@", load)
     return {
         "seedbed.control": part("seedbed.control"),
         f"seedbed--{VERSION}.sql": part("create.sql") + body,

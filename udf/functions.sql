@@ -2,12 +2,6 @@ COMMENT ON TABLE seedbed.endpoint IS
     'Where `seedbed serve` listens, by name: unix:/path/to/socket, http://host:port or https://host:port (ca: a file of certificates to trust, on this machine). The setting seedbed.endpoint holds a name; `default` without it.';
 
 DO $$ BEGIN
-    IF substring(int4send(1) FROM 4) <> '\x01'::bytea OR pg_catalog.current_setting('server_version_num')::int < 150000 THEN
-        RAISE EXCEPTION 'the extension needs PostgreSQL 15 or later' USING ERRCODE = 'feature_not_supported';
-    END IF;
-END $$;
-
-DO $$ BEGIN
     CREATE ROLE seedbed_admin NOLOGIN;
 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 END $$;
@@ -35,6 +29,15 @@ END $$;
 -- What stands before a vector's numbers (vector.h of pgvector): int16 dimensions, int16 zero.
 CREATE OR REPLACE FUNCTION seedbed._head(dimensions integer) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN set_byte(set_byte('\x00000000'::bytea, 0, dimensions & 255), 1, dimensions >> 8);
+
+DO $$ BEGIN
+    IF current_setting('server_version_num')::int < 150000
+        OR vector_dims(seedbed._as_vector(seedbed._head(1), '\x0000803f')) <> 1
+    THEN
+        RAISE EXCEPTION 'the extension needs PostgreSQL 15 or later, on a little-endian machine'
+            USING ERRCODE = 'feature_not_supported';
+    END IF;
+END $$;
 
 CREATE OR REPLACE FUNCTION seedbed.to_vector(payload bytea, dimensions integer) RETURNS vector
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -82,17 +85,17 @@ LANGUAGE plpython3u STABLE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_
     return udf.probe(plpy, GD, endpoint)
 $$;
 
--- The name of the endpoint that the session has chosen. Not a STRICT matter: an empty setting is none.
-CREATE OR REPLACE FUNCTION seedbed._endpoint() RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
-RETURN coalesce(nullif(current_setting('seedbed.endpoint', true), ''), 'default');
+-- The endpoint that the session has chosen by its name; an empty setting is none. For functions of the owner's rights.
+CREATE OR REPLACE VIEW seedbed._chosen AS
+    SELECT n.name, e.address, e.ca
+    FROM (SELECT coalesce(nullif(current_setting('seedbed.endpoint', true), ''), 'default') AS name) n
+    LEFT JOIN seedbed.endpoint e ON e.name = n.name;
 
 CREATE OR REPLACE FUNCTION seedbed.embed(input text, kind text DEFAULT 'query') RETURNS vector
 LANGUAGE sql STABLE STRICT SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT seedbed._checked(s.made) FROM (
-        SELECT seedbed._as_vector(seedbed._embed(n.name, e.address, e.ca, input, kind), '') AS made
-        FROM (SELECT seedbed._endpoint() AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name OFFSET 0
-    ) s;
+    SELECT seedbed._checked(seedbed._as_vector(seedbed._embed(p.name, p.address, p.ca, input, kind), ''))
+    FROM seedbed._chosen p;
 END;
 COMMENT ON FUNCTION seedbed.embed(text, text) IS
     'The embedding of a text: kind query or document. In ORDER BY write (SELECT seedbed.embed(...)): one call, and the index is used.';
@@ -105,10 +108,9 @@ BEGIN ATOMIC
     SELECT coalesce(array_agg(seedbed._checked(seedbed._as_vector(a.head, cut.part))), '{}'::vector[]) FROM (
         SELECT p.payload, p.size, seedbed._head(p.size / 4) AS head FROM (
             SELECT q.payload, octet_length(q.payload) / nullif(q.texts, 0) AS size FROM (
-                SELECT seedbed._embed_all(n.name, e.address, e.ca, input, kind) AS payload,
+                SELECT seedbed._embed_all(c.name, c.address, c.ca, input, kind) AS payload,
                     (SELECT count(u) FROM unnest(input) AS u)::integer AS texts
-                FROM (SELECT seedbed._endpoint() AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name
-                OFFSET 0
+                FROM seedbed._chosen c OFFSET 0
             ) q OFFSET 0
         ) p OFFSET 0
     ) a CROSS JOIN LATERAL (
@@ -129,10 +131,8 @@ LANGUAGE sql STABLE STRICT PARALLEL RESTRICTED RETURN seedbed.embed(input, kind)
 CREATE OR REPLACE FUNCTION seedbed.embed_content(content jsonb, kind text DEFAULT 'query') RETURNS vector
 LANGUAGE sql STABLE STRICT SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT seedbed._checked(s.made) FROM (
-        SELECT seedbed._as_vector(seedbed._embed_content(n.name, e.address, e.ca, content::text, kind, NULL), '') AS made
-        FROM (SELECT seedbed._endpoint() AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name OFFSET 0
-    ) s;
+    SELECT seedbed._checked(seedbed._as_vector(seedbed._embed_content(p.name, p.address, p.ca, content::text, kind, NULL), ''))
+    FROM seedbed._chosen p;
 END;
 COMMENT ON FUNCTION seedbed.embed_content(jsonb, text) IS
     'The embedding of [{"text": ...}, {"image": URL}, {"video": URL}] together. URLs (data: or of the web) are the server''s to fetch.';
@@ -140,10 +140,8 @@ COMMENT ON FUNCTION seedbed.embed_content(jsonb, text) IS
 CREATE OR REPLACE FUNCTION seedbed.embed_image(image bytea, kind text DEFAULT 'query') RETURNS vector
 LANGUAGE sql STABLE STRICT SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT seedbed._checked(s.made) FROM (
-        SELECT seedbed._as_vector(seedbed._embed_image(n.name, e.address, e.ca, image, kind), '') AS made
-        FROM (SELECT seedbed._endpoint() AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name OFFSET 0
-    ) s;
+    SELECT seedbed._checked(seedbed._as_vector(seedbed._embed_image(p.name, p.address, p.ca, image, kind), ''))
+    FROM seedbed._chosen p;
 END;
 COMMENT ON FUNCTION seedbed.embed_image(bytea, text) IS 'The embedding of a picture''s file.';
 
@@ -151,11 +149,9 @@ COMMENT ON FUNCTION seedbed.embed_image(bytea, text) IS 'The embedding of a pict
 CREATE OR REPLACE FUNCTION seedbed._embed_query(endpoint text, space text, asked jsonb) RETURNS vector
 LANGUAGE sql STABLE SECURITY DEFINER PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT seedbed._checked(s.made) FROM (
-        SELECT seedbed._as_vector(
-            seedbed._embed_content(n.name, e.address, e.ca, asked::text, 'query', space), '') AS made
-        FROM (SELECT endpoint AS name OFFSET 0) n LEFT JOIN seedbed.endpoint e ON e.name = n.name OFFSET 0
-    ) s;
+    SELECT seedbed._checked(seedbed._as_vector(
+        seedbed._embed_content(endpoint, e.address, e.ca, asked::text, 'query', space), ''))
+    FROM (VALUES (endpoint)) n(name) LEFT JOIN seedbed.endpoint e ON e.name = n.name;
 END;
 
 DROP FUNCTION IF EXISTS seedbed._embed(text, text, text, text);

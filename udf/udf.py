@@ -110,7 +110,7 @@ def embed_content(
 def embed_image(plpy: Any, GD: dict[str, Any], place: Place, data: bytes, kind: str) -> bytes:
     if not data:
         plpy.error("the picture has no bytes", hint="give a picture's file as it is", sqlstate="22023")
-    return image(ask(plpy, GD, place, [[picture(data)]], kind))
+    return image(ask(plpy, GD, place, [parts_of(plpy, {"image": data_url(data)})], kind))
 
 
 def probe(plpy: Any, GD: dict[str, Any], name: str) -> tuple[str, int]:
@@ -164,9 +164,9 @@ def _no_content(plpy: Any, reason: str) -> None:
     plpy.error(f"this is no content: {reason}", hint=hint, sqlstate="22023")
 
 
-def picture(data: bytes) -> dict[str, Any]:
-    url = "data:image/*;base64," + base64.b64encode(data).decode()
-    return {"type": "image_url", "image_url": {"url": url}}
+def data_url(data: bytes) -> str:
+    """Of a picture's file; what kind it is the server sees for itself."""
+    return "data:image/*;base64," + base64.b64encode(data).decode()
 
 
 def image(answered: Answered) -> bytes:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
@@ -31,8 +31,6 @@ from seedbed.sources.pg_relation import Relation, condition
 LEASE = 60.0
 """Seconds after which a worker that says nothing more has lost what it took."""
 _RENEWED = LEASE / 4
-_ALL_ROWS = ""
-"""The key that stands for all rows: the table was truncated, or lost a column that is watched."""
 _TAKEN = 2048
 _TRIES = 10
 """To give back changes that writers hold; most hold them for milliseconds. The others come back with their leases."""
@@ -172,11 +170,13 @@ class QueueFeed:
     # --- a pass -------------------------------------------------------------------------------------
 
     def all_rows(self) -> bool:
-        return bool(self._take_key(_ALL_ROWS))
+        self._upto = self._newest()
+        statement = "SELECT seedbed_queue.take_all_rows(%s::bigint, %s::text, %s::interval)"
+        return self._queue.rows(statement, self._id, self._taker, f"{LEASE} s")[0][0] is True
 
     def pages(self, selection: Selection, read: Read) -> Iterator[Page]:
         self._upto = self._newest()
-        after = _ALL_ROWS
+        after = ""
         while True:
             taken = self._queue.rows(
                 "SELECT key FROM seedbed_queue.take"
@@ -214,10 +214,7 @@ class QueueFeed:
         return int(found[0][0])
 
     def finish_all_rows(self) -> None:
-        self._queue.rows(
-            "DELETE FROM seedbed_queue.change WHERE subscription_id = %s AND (attempts >= 5 OR key = '') AND seq <= %s",
-            *(self._id, self._upto),
-        )
+        self._queue.rows("SELECT seedbed_queue.finish_all_rows(%s::bigint, %s::bigint)", self._id, self._upto)
 
     def put(self, keys: Sequence[str]) -> None:
         if keys:
@@ -237,23 +234,11 @@ class QueueFeed:
     def _newest(self) -> int:
         return int(self._queue.rows("SELECT seedbed_queue.newest()")[0][0])
 
-    def _take_key(self, key: str) -> list[Any]:
-        self._upto = self._newest()
-        return self._queue.rows(
-            "UPDATE seedbed_queue.change SET lease_owner = %s, lease_until = clock_timestamp() + %s::interval"
-            " WHERE subscription_id = %s AND key = %s AND (lease_until IS NULL OR lease_until < clock_timestamp())"
-            " RETURNING key",
-            *(self._taker, f"{LEASE} s", self._id, key),
-        )
-
     # --- leases -------------------------------------------------------------------------------------
 
     def check(self, keys: Sequence[str]) -> None:
-        held = self._queue.rows(
-            "SELECT count(*) FROM seedbed_queue.change WHERE subscription_id = %s AND key = ANY (%s::text[])"
-            " AND lease_owner = %s AND lease_until > clock_timestamp()",
-            *(self._id, list(keys), self._taker),
-        )[0][0]
+        statement = "SELECT seedbed_queue.held(%s::bigint, %s::text, %s::text[])"
+        held = self._queue.rows(statement, self._id, self._taker, list(keys))[0][0]
         if held < len(set(keys)):
             raise Transient(
                 f"{len(set(keys)) - held} leases of changed rows ran out before they were written: others may have "
@@ -286,7 +271,12 @@ class QueueFeed:
         """Raises Transient where this subscription is no more, as the table was watched anew."""
         if not self._queue.rows("SELECT 1 FROM seedbed_queue.subscription WHERE id = %s", self._id):
             raise Transient("the table was watched anew, or not any more", setting="source.changes", hint="try again")
-        return waiting_of(self._queue, self._id)
+        found = self._queue.rows(
+            "SELECT changes, taken, stuck, coalesce(extract(epoch FROM oldest), 0)::float8"
+            " FROM seedbed_queue.waiting(%s::bigint)",
+            self._id,
+        )
+        return Waiting(*found[0])
 
     def wait(self, seconds: float, stop: threading.Event) -> None:
         """By NOTIFY, which comes where the queue was empty before; and by the clock, which is always enough."""
@@ -313,17 +303,6 @@ class QueueFeed:
             self._listening.close()
         if self._upto:
             self.release()
-
-
-def waiting_of(queue: Queue, subscription: int) -> Waiting:
-    found = queue.rows(
-        "SELECT count(*), count(*) FILTER (WHERE lease_until > clock_timestamp()),"
-        " count(*) FILTER (WHERE attempts >= 5 AND coalesce(lease_until, '-infinity') < clock_timestamp()),"
-        " coalesce(extract(epoch FROM clock_timestamp() - min(enqueued_at)), 0)::float8"
-        " FROM seedbed_queue.change WHERE subscription_id = %s",
-        subscription,
-    )[0]
-    return Waiting(*found)
 
 
 if TYPE_CHECKING:

@@ -202,7 +202,7 @@ BEGIN
         format(quick, inserted, format(upsert, inserted)), format(quick, deleted, format(upsert, deleted)));
     EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', capture);
     IF owner <> current_user THEN
-        PERFORM seedbed_queue.allow(owner::name);
+        PERFORM seedbed_queue.allow(owner);
         EXECUTE format('ALTER FUNCTION %s() OWNER TO %I', capture, owner);
     END IF;
 
@@ -248,6 +248,7 @@ BEGIN
 END $$;
 
 -- --- working off ---------------------------------------------------------------------------------------
+-- Workers never wait for a row that a writer holds, as others may wait for theirs: it is about to change again.
 
 -- The last change's number: later ones are beyond a pass that began with it.
 CREATE OR REPLACE FUNCTION seedbed_queue.newest() RETURNS bigint LANGUAGE sql SET search_path = pg_catalog, pg_temp AS
@@ -257,7 +258,7 @@ $$ SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM seedb
 -- What was taken five times and never finished stays where it is, for somebody to look at.
 CREATE OR REPLACE FUNCTION seedbed_queue.take(
     watcher bigint, taker text, after text, upto bigint, most integer, lease interval
-) RETURNS TABLE (key text, seq bigint, op text) LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS TABLE (key text, seq bigint) LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WITH free AS MATERIALIZED (
         SELECT c.key FROM seedbed_queue.change c
         WHERE c.subscription_id = watcher AND c.key > after COLLATE "C" AND c.seq <= upto AND c.attempts < 5
@@ -267,7 +268,43 @@ CREATE OR REPLACE FUNCTION seedbed_queue.take(
     UPDATE seedbed_queue.change c
     SET lease_owner = taker, lease_until = clock_timestamp() + lease, attempts = c.attempts + 1
     FROM free WHERE c.subscription_id = watcher AND c.key = free.key
-    RETURNING c.key, c.seq, c.op
+    RETURNING c.key, c.seq
+$$;
+
+-- Whether a change that concerns all rows stands there; it is leased now.
+CREATE OR REPLACE FUNCTION seedbed_queue.take_all_rows(watcher bigint, taker text, lease interval) RETURNS boolean
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH taken AS (
+        UPDATE seedbed_queue.change c SET lease_owner = taker, lease_until = clock_timestamp() + lease
+        WHERE c.subscription_id = watcher AND c.key = ''
+          AND (c.lease_until IS NULL OR c.lease_until < clock_timestamp()) RETURNING 1
+    ) SELECT EXISTS (SELECT FROM taken)
+$$;
+
+-- All rows were seen since `upto`, by the only one at work: that settles also what could never be finished by itself.
+CREATE OR REPLACE FUNCTION seedbed_queue.finish_all_rows(watcher bigint, upto bigint) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH done AS (
+        DELETE FROM seedbed_queue.change c
+        WHERE c.subscription_id = watcher AND (c.key = '' OR c.attempts >= 5) AND c.seq <= upto RETURNING 1
+    ) SELECT count(*) FROM done
+$$;
+
+-- How many of these keys a taker holds still.
+CREATE OR REPLACE FUNCTION seedbed_queue.held(watcher bigint, taker text, keys text[]) RETURNS bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT count(*) FROM seedbed_queue.change c WHERE c.subscription_id = watcher AND c.key = ANY (keys)
+        AND c.lease_owner = taker AND c.lease_until > clock_timestamp()
+$$;
+
+-- What stands in a queue, what of it somebody holds now, what was taken five times and never finished, and the oldest's age.
+CREATE OR REPLACE FUNCTION seedbed_queue.waiting(
+    watcher bigint, OUT changes bigint, OUT taken bigint, OUT stuck bigint, OUT oldest interval
+) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT count(*), count(*) FILTER (WHERE c.lease_until > clock_timestamp()),
+        count(*) FILTER (WHERE c.attempts >= 5 AND coalesce(c.lease_until, '-infinity') < clock_timestamp()),
+        clock_timestamp() - min(c.enqueued_at)
+    FROM seedbed_queue.change c WHERE c.subscription_id = watcher
 $$;
 
 CREATE OR REPLACE FUNCTION seedbed_queue.renew(watcher bigint, taker text, lease interval) RETURNS bigint
@@ -280,8 +317,6 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
         FROM mine WHERE c.subscription_id = watcher AND c.key = mine.key RETURNING 1
     ) SELECT count(*) FROM kept
 $$;
-
--- Workers never wait for a row that a writer holds, as others may wait for theirs: it is about to change again.
 
 -- Takes what was worked off out of the queue. A key that changed again since has a number beyond `upto` and stays.
 CREATE OR REPLACE FUNCTION seedbed_queue.finish(watcher bigint, taker text, keys text[], upto bigint) RETURNS bigint
@@ -319,5 +354,21 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     FROM (SELECT DISTINCT u COLLATE "C" AS key FROM unnest(keys) AS u ORDER BY 1) AS k
     ON CONFLICT (subscription_id, key) DO UPDATE SET seq = nextval('seedbed_queue.change_seq'), attempts = 0
 $$;
+
+-- Queues all rows of the subscription's table.
+CREATE OR REPLACE FUNCTION seedbed_queue.put_all(watcher bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    watched seedbed_queue.subscription;
+BEGIN
+    SELECT s.* INTO STRICT watched FROM seedbed_queue.subscription s WHERE s.id = watcher;
+    EXECUTE format(
+        'INSERT INTO seedbed_queue.change AS c (subscription_id, key, op, seq) '
+        'SELECT $1, k.key, ''update'', nextval(''seedbed_queue.change_seq'') '
+        'FROM (SELECT %s COLLATE "C" AS key FROM %s n ORDER BY 1) AS k WHERE k.key IS NOT NULL '
+        'ON CONFLICT (subscription_id, key) DO UPDATE SET seq = nextval(''seedbed_queue.change_seq''), attempts = 0',
+        '(' || seedbed_queue.key_expression(watched.relation, watched.key_columns, 'n'::text) || ')', watched.relation)
+        USING watcher;
+END $$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA seedbed_queue FROM PUBLIC;
