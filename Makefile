@@ -18,7 +18,7 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy connectors tests dags benchmarks udf/udf.py udf/columns.py udf/compose.py
+	$(BIN)/mypy connectors tests dags benchmarks udf/udf.py udf/exchange.py udf/columns.py udf/compose.py
 
 # The long runs: fifty kills, a million rows. Their tables are committed under benchmarks/.
 soak: $(READY)

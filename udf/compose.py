@@ -27,6 +27,7 @@ def composed(folder: Path) -> dict[str, str]:
         f"seedbed--{VERSION}.sql": part("create.sql") + body,
         f"seedbed--0.1.0--{VERSION}.sql": part("upgrade.sql") + body,
         f"seedbed--{VERSION}.py": part("udf.py"),
+        f"seedbed--{VERSION}-exchange.py": part("exchange.py"),
         f"seedbed--{VERSION}-columns.py": part("columns.py"),
     }
 

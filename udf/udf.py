@@ -1,41 +1,29 @@
 """The functions of the Postgres extension `seedbed`. Standard library only: it runs in the server's own Python.
 
 A function's first argument is `plpy`. What is kept between calls stands in GD, which all roles of a session share, so
-nothing secret does: a connection an endpoint, and the vectors of the last texts. A blocking call would keep
-`statement_timeout` and Ctrl-C out until it returns, so all waiting is in slices, with a look at the backend's own flags
-between them. That needs no query, and so no snapshot, and is allowed in parallel mode.
+nothing secret does: a connection an endpoint, and the vectors of the last texts.
 """
 
 from __future__ import annotations
 
 import base64
-import ctypes
-import errno
 import json
-import os
-import socket
-import ssl
 import struct
-import sys
 import time
 from collections import OrderedDict
-from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-SLICE = 0.05
-ANSWER_SECONDS = 60
 MOST_DIMENSIONS = 16000
 """pgvector's own limit of a vector."""
 MOST_INPUTS = 2048
 """The server's limit of one request."""
-MOST_HEADERS = 16384
 MOST_KEPT = 8_000_000
 """Bytes of texts and vectors of a session's last calls."""
 KEPT_SECONDS = 60
 """So that a server that serves another model is noticed."""
-UNDER_WAY = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 
 REFUSALS = {
     400: ("22023", "give a text that is not empty"),
@@ -46,6 +34,21 @@ REFUSALS = {
 }
 UNKNOWN = ("58000", "look at the output of `seedbed serve`")
 ANOTHER_SERVER = "is it `seedbed serve` that listens there?"
+
+
+@cache
+def sibling(name: str) -> ModuleType:
+    """The file beside this one with `name` at its end; read from there and nowhere else."""
+    here = Path(__file__)
+    file, module = here.with_name(f"{here.stem}-{name}.py"), ModuleType(f"seedbed_{name}")
+    exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), module.__dict__)
+    return module
+
+
+if TYPE_CHECKING:
+    from exchange import Connection, Patience, Response, Stale
+else:
+    Connection, Patience, Stale = (getattr(sibling("exchange"), name) for name in ("Connection", "Patience", "Stale"))
 
 
 class Place(NamedTuple):
@@ -123,19 +126,6 @@ def endpoint(plpy: Any, name: str) -> Place:
     plan = plpy.prepare("SELECT address, ca FROM seedbed.endpoint WHERE name = $1", ["text"])
     found = plpy.execute(plan, [name])
     return Place(name, found[0]["address"], found[0]["ca"]) if found else Place(name, None, None)
-
-
-def sibling(GD: dict[str, Any], name: str) -> ModuleType:
-    """The file beside this one with `name` at its end; read from there and nowhere else."""
-    path = Path(__file__)
-    key = f"{path.name} {name}"
-    if key not in GD:
-        module = ModuleType(name)
-        file = path.with_name(f"{path.stem}-{name}.py")
-        exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), module.__dict__)
-        GD[key] = module
-    found: ModuleType = GD[key]
-    return found
 
 
 def parts_of(plpy: Any, given: Any) -> list[dict[str, Any]]:
@@ -280,7 +270,7 @@ def _exchanged(GD: dict[str, Any], place: Place, patience: Patience, body: bytes
             return _exchange(kept, place, connection, patience, body, most)
         except Stale:
             pass  # by design: the server closes what was idle for some seconds
-    return _exchange(kept, place, Connection(place, patience), patience, body, most)
+    return _exchange(kept, place, Connection(place.address or "", place.ca, patience), patience, body, most)
 
 
 def _exchange(
@@ -297,186 +287,3 @@ def _exchange(
     else:
         kept[place.address, place.ca] = connection
     return response
-
-
-# --- waiting ----------------------------------------------------------------------------------------
-
-_BACKEND = ctypes.CDLL(None)
-_CANCELLED = ctypes.c_int.in_dll(_BACKEND, "QueryCancelPending")
-_DYING = ctypes.c_int.in_dll(_BACKEND, "ProcDiePending")
-_in_parallel_mode = _BACKEND.IsInParallelMode
-_in_parallel_mode.restype = ctypes.c_bool
-
-
-class Patience:
-    """One call's. `look` is called whenever a wait or a piece of work is over, and lets cancellation in."""
-
-    def __init__(self, plpy: Any) -> None:
-        self._plpy = plpy
-        self._end = time.monotonic() + ANSWER_SECONDS
-
-    def look(self) -> None:
-        if _CANCELLED.value or _DYING.value:
-            if _in_parallel_mode():
-                # No query may begin here before PostgreSQL 17.
-                self._plpy.error("canceling statement while it waits for the embedding server", sqlstate="57014")
-            self._plpy.execute("select 1")
-        if time.monotonic() > self._end:
-            raise TimeoutError(f"no answer in {ANSWER_SECONDS} seconds")
-
-
-# --- HTTP -------------------------------------------------------------------------------------------
-
-
-class Stale(ConnectionError):
-    """The connection was closed before anything of an answer came."""
-
-
-class Response(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-class Connection:
-    """To `unix:/path`, `http://host:port` or `https://host:port`; what little of HTTP/1.1 `seedbed serve` speaks."""
-
-    def __init__(self, place: Place, patience: Patience) -> None:
-        address = place.address or ""
-        self.patience = patience
-        scheme, _, rest = address.partition(":")
-        host, port = ("", 0) if scheme == "unix" else _host_and_port(rest.strip("/"), 443 if scheme == "https" else 80)
-        self._head = (
-            f"POST /v1/embeddings HTTP/1.1\r\nHost: {host or 'localhost'}\r\nAccept: application/octet-stream\r\n"
-            "Content-Type: application/json\r\nContent-Length: "
-        ).encode()
-        if scheme == "unix":
-            self._socket = self._reach(socket.AF_UNIX, rest)
-        else:
-            self._socket = self._reach_host(host, port)
-        if scheme == "https":
-            self._socket = self._secured(host, place.ca)
-
-    def _reach_host(self, host: str, port: int) -> socket.socket:
-        failure = OSError(f"{host} is no known host")
-        # Only the resolver blocks: an IP address needs none.
-        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            try:
-                made = self._reach(family, address)
-            except OSError as error:
-                failure = error
-                continue
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return made
-        raise failure
-
-    def _reach(self, family: socket.AddressFamily, address: Any) -> socket.socket:
-        made = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            made.settimeout(SLICE)
-            while (failed := made.connect_ex(address)) not in (0, errno.EISCONN):
-                if failed not in UNDER_WAY:
-                    raise OSError(failed, os.strerror(failed))
-                time.sleep(SLICE)
-                self.patience.look()
-        except BaseException:
-            made.close()
-            raise
-        return made
-
-    def _secured(self, host: str, ca: str | None) -> socket.socket:
-        plain = self._socket
-        try:
-            context = ssl.create_default_context(cafile=ca)
-            made = context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
-            while True:
-                with suppress(TimeoutError):
-                    made.do_handshake()
-                    return made
-                self.patience.look()
-        except BaseException:
-            plain.close()
-            raise
-
-    def exchange(self, body: bytes, most: int) -> Response:
-        """Raises OSError, and ValueError for an answer that is none; no more than `most` bytes of a body are read."""
-        try:
-            self._send(self._head + str(len(body)).encode() + b"\r\n\r\n" + body)
-            first = self._receive(65536)
-        except ConnectionError as error:
-            raise Stale(*error.args) from error
-        if not first:
-            raise Stale("it closed the connection")
-        head, rest = self._headers(first)
-        status, headers = _parsed(head)
-        length = headers.get("content-length", "")
-        if not length.isdigit() or "transfer-encoding" in headers:
-            raise ValueError("without a length")
-        if int(length) > (most if status == 200 else MOST_HEADERS):
-            raise ValueError(f"{length} bytes, more than were asked for")
-        return Response(status, headers, self._body(rest, int(length)))
-
-    def _headers(self, received: bytes) -> tuple[bytes, bytes]:
-        while (end := received.find(b"\r\n\r\n")) < 0:
-            if len(received) > MOST_HEADERS:
-                raise ValueError("headers without an end")
-            received += self._some(65536)
-        return received[:end], received[end + 4 :]
-
-    def _body(self, begun: bytes, length: int) -> bytes:
-        if len(begun) > length:
-            raise ValueError("more than it announced")
-        pieces, missing = [begun], length - len(begun)
-        while missing:
-            pieces.append(self._some(min(missing, 1 << 20)))
-            missing -= len(pieces[-1])
-        return b"".join(pieces) if len(pieces) > 1 else begun
-
-    def _some(self, most: int) -> bytes:
-        if not (received := self._receive(most)):
-            raise ConnectionError("it closed the connection in the middle of an answer")
-        return received
-
-    def _receive(self, most: int) -> bytes:
-        while True:
-            received = None
-            with suppress(TimeoutError):
-                received = self._socket.recv(most)
-            self.patience.look()
-            if received is not None:
-                return received
-
-    def _send(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            with suppress(TimeoutError):
-                rest = rest[self._socket.send(rest) :]
-            self.patience.look()
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-def _host_and_port(text: str, usual: int) -> tuple[str, int]:
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        port = port.removeprefix(":")
-    else:
-        host, _, port = text.partition(":")
-    return host, int(port) if port else usual
-
-
-def _parsed(head: bytes) -> tuple[int, dict[str, str]]:
-    first, *lines = head.decode("latin-1").split("\r\n")
-    version, _, rest = first.partition(" ")
-    if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-        raise ValueError("no HTTP")
-    headers = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        headers[name.lower()] = value.strip()
-    return int(rest[:3]), headers
-
-
-if sys.byteorder != "little":
-    raise SystemError("the extension needs a little-endian machine")

@@ -162,7 +162,7 @@ CREATE OR REPLACE PROCEDURE seedbed.work(
     max_rows integer DEFAULT 1000000, batch integer DEFAULT 256, INOUT done bigint DEFAULT NULL
 ) LANGUAGE plpython3u AS $$
 @LOAD@
-    return (udf.sibling(GD, "columns").work(plpy, GD, udf, max_rows, batch),)
+    return (udf.sibling("columns").work(plpy, GD, udf, max_rows, batch),)
 $$;
 COMMENT ON PROCEDURE seedbed.work(integer, integer, bigint) IS
     'Embeds what is queued for embedded columns of tables that the caller owns, a batch a transaction; `done` rows. Not within a transaction.';

@@ -163,7 +163,12 @@ def test_files_are_laid_wherever_a_folder_is_called(tmp_path: Path) -> None:
     extension.lay(folder)
     extension.lay(folder)
     names = {"seedbed.control", "seedbed--0.2.0.sql", "seedbed--0.1.0--0.2.0.sql"}
-    assert {file.name for file in folder.iterdir()} == {*names, "seedbed--0.2.0.py", "seedbed--0.2.0-columns.py"}
+    assert {file.name for file in folder.iterdir()} == {
+        *names,
+        "seedbed--0.2.0.py",
+        "seedbed--0.2.0-exchange.py",
+        "seedbed--0.2.0-columns.py",
+    }
     script = (folder / "seedbed--0.2.0.sql").read_text("utf-8")
     opened = script.split("with open(")[1].split(", encoding=")[0]
     assert ast.literal_eval(opened) == str(folder / "seedbed--0.2.0.py")
