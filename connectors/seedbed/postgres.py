@@ -7,7 +7,7 @@ started when it is first needed (embedded_postgres).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from seedbed.embedded_postgres import Server
 
 EMBEDDED = "pgvector+embedded:"
+Session = psycopg.Connection[TupleRow]
 
 _DEFAULTS = {
     "application_name": "seedbed",
@@ -35,14 +36,19 @@ _DEFAULTS = {
 
 
 class Database:
-    """One Postgres by URL. `setting` is the line of the pipeline file that errors name.
+    """One Postgres by URL. `setting` is the line of the pipeline file that errors name; `prepare` is done with each
+    connection that is kept, before its first use.
 
     Raises ConfigError for a URL that libpq cannot read. Nothing is connected or started before `conninfo`
     or `connect()`.
     """
 
-    def __init__(self, url: str, *, setting: str = "url") -> None:
+    def __init__(
+        self, url: str, *, setting: str = "url", prepare: Callable[[Session], object] = lambda session: None
+    ) -> None:
         self.setting = setting
+        self._prepare = prepare
+        self._kept: Session | None = None
         self._server: Server | None = None
         self._folder = url.removeprefix(EMBEDDED) if url.startswith(EMBEDDED) else None
         self._parameters = {} if self._folder is not None else _parse(url, setting)
@@ -62,14 +68,28 @@ class Database:
             self._server = Server(self._folder, setting=self.setting)
         return self._server.conninfo
 
-    def connect(self, **kwargs: Any) -> psycopg.Connection[TupleRow]:
+    def kept(self) -> Session:
+        """The one connection that is kept until `close`: made when first asked for, and anew where it was lost. Threads
+        take turns by a lock of their own."""
+        if self._kept is None or self._kept.closed:
+            made = self.connect()
+            with mapped(self.setting):
+                self._prepare(made)
+            self._kept = made
+        return self._kept
+
+    def connect(self, **kwargs: Any) -> Session:
         """A new connection in autocommit. Raises Transient where no server answers, Fatal where it says no."""
         options = {**_DEFAULTS, **conninfo_to_dict(self.conninfo)}
         with mapped(self.setting):
             return psycopg.connect(**{"autocommit": True, **options, **kwargs})
 
     def close(self) -> None:
-        """Leaves the embedded server; the last user stops it. Connections must be closed before. Idempotent."""
+        """Closes the connection that is kept and leaves the embedded server; the last user stops it. Other connections
+        must be closed before. Idempotent."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
         if self._server is not None:
             self._server.close()
             self._server = None

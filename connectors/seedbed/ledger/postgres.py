@@ -159,15 +159,13 @@ class PostgresKeeper:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url, setting="ledger.url")
-        self._connection: Connection[TupleRow] | None = None
         self._guard = threading.Lock()
 
     def update(self, name: str, kind: type[S], change: Change[S, T]) -> T:
         with self._guard, mapped("ledger.url"):
-            if self._connection is None or self._connection.closed:
-                self._connection = self._database.connect()
-            with self._connection.transaction():
-                return self._changed(self._connection, name, kind, change)
+            connection = self._database.kept()
+            with connection.transaction():
+                return self._changed(connection, name, kind, change)
 
     @staticmethod
     def _changed(connection: Connection[TupleRow], name: str, kind: type[S], change: Change[S, T]) -> T:
@@ -187,9 +185,6 @@ class PostgresKeeper:
 
     def close(self) -> None:
         with self._guard:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
             self._database.close()
 
 

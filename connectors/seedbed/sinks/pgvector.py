@@ -29,6 +29,10 @@ from seedbed.sinks.pgvector_wire import Raw, RawDumper, oids, uuid_array, vector
 from seedbed.sinks.pgvector_write import ROW_FAULTS, blame, check_texts, store
 
 
+def _prepare(connection: Connection) -> None:
+    connection.adapters.register_dumper(Raw, RawDumper)
+
+
 class PgvectorSink:
     """Settings: collection (NAME or SCHEMA.NAME). All methods as in protocols.Sink; safe for several threads."""
 
@@ -39,8 +43,7 @@ class PgvectorSink:
         )
         pgvector_tables.split_name(self._name)
         url, self._ann = _read_url(url)
-        self._database = Database(url, setting="sink.url")
-        self._connection: Connection | None = None
+        self._database = Database(url, setting="sink.url", prepare=_prepare)
         self._known: Standing | None = None
         self._guard = threading.RLock()
 
@@ -109,9 +112,6 @@ class PgvectorSink:
 
     def close(self) -> None:
         with self._guard:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
             self._database.close()
 
     # --- inside -------------------------------------------------------------------------------------
@@ -120,11 +120,9 @@ class PgvectorSink:
     def _session(self) -> Iterator[Connection]:
         """The connection, made again where it was lost; psycopg's errors in our tree."""
         with self._guard:
-            if self._connection is None or self._connection.closed:
-                self._connection = self._database.connect()
-                self._connection.adapters.register_dumper(Raw, RawDumper)
+            connection = self._database.kept()
             with mapped("sink.url"):
-                yield self._connection
+                yield connection
 
     def _place(self, connection: Connection, *, create: bool) -> Place | None:
         return pgvector_tables.find_place(connection, self._name, create=create)

@@ -44,28 +44,18 @@ class Queue:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url, setting="source.url")
-        self._connection: psycopg.Connection[TupleRow] | None = None
         self._guard = threading.RLock()
 
     def rows(self, statement: str, *parameters: object) -> list[TupleRow]:
         with self._guard, mapped("source.url"):
-            cursor = self.connection().execute(statement.encode(), parameters or None)
+            cursor = self._database.kept().execute(statement.encode(), parameters or None)
             return cursor.fetchall() if cursor.description else []
-
-    def connection(self) -> psycopg.Connection[TupleRow]:
-        with self._guard:
-            if self._connection is None or self._connection.closed:
-                self._connection = self.connect()
-            return self._connection
 
     def connect(self) -> psycopg.Connection[TupleRow]:
         return self._database.connect()
 
     def close(self) -> None:
         with self._guard:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
             self._database.close()
 
     # --- watching -----------------------------------------------------------------------------------
@@ -85,8 +75,7 @@ class Queue:
     def watch(self, name: str, relation: Relation, columns: Sequence[str], where: str | None) -> None:
         """Raises ConfigError for a relation whose changes cannot be queued, Fatal without the rights."""
         table = relation.source.as_string(None)
-        connection = self.connection()
-        with self._guard, mapped("source.url"), connection.transaction():
+        with self._guard, mapped("source.url"), (connection := self._database.kept()).transaction():
             if not self.stands():
                 connection.execute(files("seedbed.sql").joinpath("queue.sql").read_bytes())
             connection.execute(
@@ -101,11 +90,12 @@ class Queue:
         """The columns that a condition reads, as the server itself notes them for a view, beside those known."""
         if where is None:
             return []
-        connection = self.connection()
         view = sql.SQL("CREATE TEMP VIEW seedbed_condition AS SELECT 1 FROM {} WHERE {}")
-        with self._guard, mapped("source.where"), connection.transaction(force_rollback=True):
-            connection.execute(view.format(relation.source, condition(where)))
-            found = connection.execute(_NAMED, [relation.source.as_string(None)]).fetchall()
+        with self._guard, mapped("source.where"):
+            connection = self._database.kept()
+            with connection.transaction(force_rollback=True):
+                connection.execute(view.format(relation.source, condition(where)))
+                found = connection.execute(_NAMED, [relation.source.as_string(None)]).fetchall()
         return sorted({name for (name,) in found} - {*beside})
 
 

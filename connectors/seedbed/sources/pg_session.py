@@ -27,18 +27,13 @@ class ReadSession:
     """Autocommit, read-only; connects when first used, and anew after a lost connection."""
 
     def __init__(self, url: str, setting: str = "source.url") -> None:
-        self._database = Database(url, setting=setting)
+        self._database = Database(url, setting=setting, prepare=self._prepare)
         self._setting = setting
-        self._connection: psycopg.Connection[TupleRow] | None = None
         self.encoding = "UTF8"
         self.time_zone = "UTC"
 
     def connection(self) -> psycopg.Connection[TupleRow]:
-        if self._connection is None or self._connection.closed:
-            self._connection = self._database.connect()
-            with mapped(self._setting):
-                self._prepare(self._connection)
-        return self._connection
+        return self._database.kept()
 
     def _prepare(self, connection: psycopg.Connection[TupleRow]) -> None:
         row = connection.execute("SELECT current_setting('server_encoding'), current_setting('TimeZone')").fetchone()
@@ -82,9 +77,6 @@ class ReadSession:
                 connection.execute("SET client_encoding = 'UTF8'")
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
         self._database.close()
 
 
