@@ -6,29 +6,28 @@ commit: a crash at any instant is repaired by running again.
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, field
 
-from seedbed import calibration
 from seedbed.ahead import ahead
+from seedbed.delivery import Delivery
 from seedbed.diff import Differ, Gone, PageDiff
 from seedbed.embedding import Embedded, EmbeddingStage
-from seedbed.errors import Refused, SeedbedError, ServiceError, Transient
+from seedbed.errors import Refused, SeedbedError, Transient
 from seedbed.identity import show_key
-from seedbed.ledger import Destination, Ledger, RowFailure, State
-from seedbed.protocols import CanTellProvenance, Feed, Page, Selection, Sink, Usage
-from seedbed.report import SinkCounts, SyncReport
+from seedbed.ledger import Ledger, RowFailure, State
+from seedbed.protocols import CanTellProvenance, Page, Selection, Usage
+from seedbed.report import SyncReport
 from seedbed.retry import Patience
-from seedbed.session import Outlet, Session
+from seedbed.session import Session
 from seedbed.spool import GoneSpool
-from seedbed.work import VECTOR, Work, batched
-from seedbed.writing import SinkWriter
+from seedbed.taking import Taking, unwritten
+from seedbed.work import Work, batched
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +48,6 @@ class SyncOptions:
     @property
     def narrowed(self) -> bool:
         return self.limit is not None or self.keys is not None or self.where is not None
-
-
-@dataclass(slots=True)
-class _Live:
-    """A sink that is up, in this run."""
-
-    outlet: Outlet
-    sink: Sink
-    writer: SinkWriter
-    destination: Destination
-    counts: SinkCounts
-    fresh: int = 0
-    """Rows of this run that had no points there before."""
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.counts.seconds += time.monotonic() - started
 
 
 def sync(
@@ -94,48 +72,37 @@ class _Run:
         self._started = time.monotonic()
         self._watermark: str | None = None
         self._failed_now: set[bytes] = set()
+        self._earlier: frozenset[bytes] = frozenset()
+        """Rows that failed before, and those of them that this run has met."""
+        self._met: set[bytes] = set()
         self._usage = Usage()
-        self._feed: Feed | None = None
 
     def run(self) -> SyncReport:
         name = self._session.declaration.name
         ledger = self._session.ledger
         self._pipeline = ledger.register(name)
         self._state = ledger.state(self._pipeline)
-        self._feed = self._changes()
+        self._taking = Taking.of(self._session, self._state, narrowed=self._options.narrowed, full=self._options.full)
         try:
-            ledger.lock(name, shared=self._feed is not None)
+            ledger.lock(name, shared=self._taking.partly)
             before, self._state = self._state, ledger.state(self._pipeline)
-            if self._feed is not None and self._state != before:
+            if self._taking.partly and self._state != before:
                 raise Transient("another run has changed what is to be read", hint="run again")
             return self._locked(name, ledger)
         finally:
-            if self._queued:
-                self._session.feed.release()
+            self._taking.release()
             ledger.unlock()
-
-    @property
-    def _queued(self) -> bool:
-        return self._session.declaration.source.changes == "queue" and not self._options.narrowed
-
-    def _changes(self) -> Feed | None:
-        """The queue, where what it holds is all that a run must see; None where all rows must be read: at first, under
-        another subscription or recipe, and where a change concerns them all."""
-        if not self._queued:
-            return None
-        feed = self._session.feed
-        known = self._state == State(self._session.recipe.fingerprint, feed.marker)
-        whole = feed.all_rows()
-        return None if whole or self._options.full or not known else feed
 
     def _locked(self, name: str, ledger: Ledger) -> SyncReport:
         self._run_id = ledger.begin(self._pipeline, f"process {os.getpid()} on {socket.gethostname()}")
         try:
             self._session.govern(f"run {self._run_id} of {name}")
             self._usage = self._session.embedder.usage
-            self._connect()
+            self._delivery = Delivery(self._session, self._options.patience, self._report, self._pipeline, self._run_id)
+            self._delivery.open(alone=not self._taking.partly)
             self._check_recipe()
-            self._put_back()
+            if self._options.retry:
+                self._put_back()
             with closing(GoneSpool()) as spool:
                 self._pass(spool)
                 self._retry_left_behind(spool)
@@ -162,47 +129,12 @@ class _Run:
 
     # --- opening ------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
-        self._live: list[_Live] = []
-        first_error: ServiceError | None = None
-        for outlet in self._session.outlets:
-            counts = self._report.sinks[outlet.config.name] = SinkCounts()
-            try:
-                self._live.append(self._open(outlet, counts))
-            except ServiceError as error:
-                counts.error = error.message
-                first_error = first_error or error
-        if first_error is not None and not self._live:
-            raise first_error
-
-    def _open(self, outlet: Outlet, counts: SinkCounts) -> _Live:
-        ledger, patience = self._session.ledger, self._options.patience
-        sink = self._session.open_sink(outlet.config)
-        if calibration.applies(outlet.spec) and (before := patience.run(sink.describe)) is not None:
-            outlet.spec = replace(outlet.spec, info={**outlet.spec.info, **calibration.kept(before.info)})
-        version = patience.run(lambda: sink.ensure(outlet.spec))
-        destination = ledger.add_destination(self._pipeline, outlet.config.name, version, outlet.spec.space)
-        holds_points = any(len(page) for page in sink.scan(1))
-        if not ledger.touched(destination):
-            if holds_points:
-                raise Refused(
-                    f"the collection {outlet.config.collection!r} holds points of this pipeline, but the ledger "
-                    "knows nothing of them",
-                    setting="ledger.url",
-                    hint="`seedbed adopt` rebuilds the ledger from the collection, with no embedding",
-                )
-        elif not holds_points and self._feed is None:  # beside others, one of them may just be writing the first
-            ledger.reset(destination)
-        ledger.recover(destination)
-        writer = SinkWriter(len(self._live), sink, destination, outlet, ledger, self._run_id, self._options.patience)
-        return _Live(outlet, sink, writer, destination, counts)
-
     def _differ(self) -> Differ:
         return Differ(
             self._session.recipe,
-            [live.outlet.payload for live in self._live],
+            [live.outlet.payload for live in self._delivery.live],
             self._session.ledger,
-            [live.destination for live in self._live],
+            [live.destination for live in self._delivery.live],
             fetch=self._session.fetch,
             rewrite=self._options.full,
         )
@@ -224,9 +156,7 @@ class _Run:
                     setting="limits.max_reembed",
                     hint="look at `seedbed plan`; then run again with --allow-reembed",
                 )
-        # Until all rows are seen, none are known to be done: a run that is cut short begins at the first one again.
-        seen = None if self._queued and self._feed is None else self._state.watermark
-        self._state = State(fingerprint, seen)
+        self._state = State(fingerprint, self._taking.known_until_done(self._state.watermark))
         self._session.ledger.set_state(self._pipeline, self._state)
 
     def _selection(self) -> Selection:
@@ -240,33 +170,28 @@ class _Run:
         )
 
     def _put_back(self) -> None:
-        """Rows that failed or were left in doubt go into the queue again, where workers share them."""
-        if self._feed is None or not self._options.retry:
-            return
-        ledger = self._session.ledger
-        doubtful = {entry.key for live in self._live for entry in ledger.unknown(live.destination)}
-        self._feed.put(sorted(doubtful | {failure.key for failure in ledger.failures(self._pipeline)}))
+        if self._taking.partly:
+            ledger = self._session.ledger
+            doubtful = [entry.key for live in self._delivery.live for entry in ledger.unknown(live.destination)]
+            self._taking.put_back([*doubtful, *(failure.key for failure in ledger.failures(self._pipeline))])
 
     # --- the pass -----------------------------------------------------------------------------------
 
     def _pass(self, spool: GoneSpool) -> None:
-        earlier = [failure.position for failure in self._session.ledger.failures(self._pipeline)]
-        self._seen = set(earlier) if self._feed is None else set()
-        self._earlier = frozenset(earlier)
-        pages = self._session.source.pages
-        changed = pages(self._selection()) if self._feed is None else self._feed.pages(self._selection(), pages)
+        self._earlier = frozenset(failure.position for failure in self._session.ledger.failures(self._pipeline))
+        changed = self._taking.pages(self._selection(), self._session.source.pages)
         self._run_stages(changed, spool, derive=not self._options.narrowed)
         whole = not self._options.narrowed and not self._stop.is_set()
         if whole and self._session.declaration.source.changes != "watermark":
-            mended = [position for position in earlier if position in self._seen - self._failed_now]
-            self._session.ledger.forget_failures(self._pipeline, mended)
+            seen = self._met if self._taking.partly else self._earlier
+            self._session.ledger.forget_failures(self._pipeline, sorted(seen - self._failed_now))
 
     def _retry_left_behind(self, spool: GoneSpool) -> None:
         """A scan sees every row again; a watermark does not see those that failed or were left in doubt."""
         if self._session.declaration.source.changes != "watermark" or self._options.narrowed or self._stop.is_set():
             return
         ledger = self._session.ledger
-        doubtful = [ledger.unknown(live.destination) for live in self._live]
+        doubtful = [ledger.unknown(live.destination) for live in self._delivery.live]
         failed = ledger.failures(self._pipeline)
         keys = sorted({entry.key for entries in doubtful for entry in entries} | {f.key for f in failed})
         if not keys:
@@ -312,9 +237,7 @@ class _Run:
 
     def _intended(self, batches: Iterable[Embedded]) -> Iterator[Embedded]:
         for batch in batches:
-            for live in self._live:
-                if live.counts.error is None:
-                    live.writer.intend(batch)
+            self._delivery.intend(batch)
             yield batch
 
     def _read(self, pages: Iterator[Page], spool: GoneSpool, *, derive: bool) -> Iterator[Work]:
@@ -331,25 +254,13 @@ class _Run:
                 left -= len(work)
             if work is not None and len(work):
                 yield work
-            self._settle(page, found)
+            self._met |= self._earlier.intersection([*page.positions, *(position for _, position in page.deleted)])
+            self._worked_off(unwritten(page, found))
             if self._stop.is_set():
                 self._report.stopped = True
                 return
             if left == 0:
                 return
-
-    def _settle(self, page: Page, found: PageDiff) -> None:
-        """Changes that need no write are worked off as soon as that is known."""
-        if self._feed is None:
-            return
-        self._seen |= self._earlier.intersection([*page.positions, *(position for _, position in page.deleted)])
-        waits = {*(found.work.keys if found.work else ()), *(gone.key for gone in found.gone)}
-        self._worked_off({*page.keys, *page.failed, *(key for key, _ in page.deleted)} - waits)
-
-    def _worked_off(self, keys: Iterable[str]) -> None:
-        """Only while every sink is up: one that is not needs them again."""
-        if self._feed is not None and all(counts.error is None for counts in self._report.sinks.values()):
-            self._feed.finish(sorted(keys))
 
     def _note(self, found: PageDiff) -> None:
         report = self._report
@@ -374,24 +285,8 @@ class _Run:
 
     def _write(self, batch: Embedded) -> None:
         report, work = self._report, batch.work
-        refused, stands = dict(batch.failed), set[int]()
-        if self._feed is not None:
-            self._feed.check(work.keys)
-        for live in self._live:
-            needed = sum(what != 0 for what in work.needs[live.writer.number].what)
-            if live.counts.error is not None:
-                live.counts.behind += needed
-                continue
-            try:
-                with live.timed():
-                    written, bad = live.writer.write(batch)
-                live.counts.upserted += len(written)
-                need = work.needs[live.writer.number]
-                live.fresh += sum(need.what[row] == VECTOR and not need.stands[row] for row in written)
-                stands.update(written)
-                refused.update(bad)
-            except ServiceError as error:
-                self._down(live, error, needed)
+        self._taking.check(work.keys)
+        stands, refused = self._delivery.write(batch)
         report.embedded += batch.embedded
         report.cached += batch.cached
         report.tokens += batch.tokens
@@ -399,86 +294,26 @@ class _Run:
         self._fail([RowFailure(work.positions[r], work.keys[r], work.hashes[r], why) for r, why in refused.items()])
         self._worked_off(work.keys)
 
-    def _down(self, live: _Live, error: ServiceError, behind: int) -> None:
-        live.counts.error = error.message
-        live.counts.behind += behind
-        if all(other.counts.error is not None for other in self._live):
-            raise error
-
     def _delete(self, spool: GoneSpool) -> None:
         if self._stop.is_set() or self._options.narrowed:
             return
-        limit = self._session.declaration.limits.max_delete
-        for live in self._live:
-            gone = spool.counts.get(live.writer.number, 0)
-            if live.counts.error is not None:
-                live.counts.behind += gone
-            elif gone and not self._options.allow_deletes and not self._beyond(live, gone / limit if limit else None):
-                live.counts.behind += gone
-                before = self._session.ledger.count(live.destination) - live.fresh
-                self._report.refused = Refused(
-                    f"{gone} of {before} rows are gone from the source (or empty): more than the limit "
-                    f"of {limit:.0%}, so their vectors were kept",
-                    setting="limits.max_delete",
-                    hint="look whether the source is whole; then run again with --allow-deletes",
-                )
-            else:
-                self._delete_from(live, spool)
-        self._finish_deleted(spool)
-        self._report.deleted = max((live.counts.deleted for live in self._live), default=0)
-
-    def _beyond(self, live: _Live, rows: float | None) -> bool:
-        """Whether at least so many rows stood at the sink before this run; None: more than there are."""
-        if rows is None:
-            return False
-        most = math.ceil(rows) + live.fresh
-        return self._session.ledger.count(live.destination, most) - live.fresh >= rows
-
-    def _finish_deleted(self, spool: GoneSpool) -> None:
-        if self._feed is not None and self._report.refused is None:
-            for live in self._live:
-                for batch in spool.batches(live.writer.number):
-                    self._worked_off(gone.key for gone in batch)
-
-    def _delete_from(self, live: _Live, spool: GoneSpool) -> None:
-        for batch in spool.batches(live.writer.number):
-            if self._feed is not None:
-                self._feed.check([gone.key for gone in batch])
-            try:
-                with live.timed():
-                    live.writer.remove(batch)
-            except ServiceError as error:
-                self._down(live, error, spool.counts[live.writer.number] - live.counts.deleted)
-                return
-            live.counts.deleted += len(batch)
-            self._session.ledger.forget_failures(self._pipeline, [gone.position for gone in batch])
+        for gone in self._delivery.delete(spool, self._taking.check, allowed=self._options.allow_deletes):
+            self._session.ledger.forget_failures(self._pipeline, [row.position for row in gone])
             self._progress(self._report)
+        if self._taking.partly and self._report.refused is None:
+            for gone in self._delivery.gone(spool):
+                self._worked_off(row.key for row in gone)
+
+    def _worked_off(self, keys: Iterable[str]) -> None:
+        """Only while every sink is up: one that is not needs them again."""
+        if self._delivery.all_up:
+            self._taking.worked_off(keys)
 
     def _finish(self) -> None:
-        for live in self._live:
-            if live.counts.error is None:
-                try:
-                    with live.timed():
-                        self._options.patience.run(live.sink.finish)
-                        self._calibrate(live)
-                except ServiceError as error:
-                    self._down(live, error, 0)
+        self._delivery.finish()
         if self._report.exit_code in (0, 3):
-            self._remember()
-
-    def _remember(self) -> None:
-        """How far this run has come, so that the next begins there."""
-        if self._queued and self._feed is None and not self._stop.is_set():
-            self._watermark = self._session.feed.marker
-            self._session.feed.finish_all_rows()
-        if self._watermark is not None:
-            self._session.ledger.set_state(self._pipeline, State(self._state.recipe, self._watermark))
-
-    def _calibrate(self, live: _Live) -> None:
-        """Measures the kinds of vectors that searches may put into one list, where rows came or went."""
-        spec = live.outlet.spec
-        changed = live.counts.upserted or live.counts.deleted
-        if calibration.applies(spec) and changed and calibration.stale(spec.info, live.sink.count()):
-            others = {name: text for name, text in spec.info.items() if name not in calibration.kept(spec.info)}
-            measured = calibration.measured(live.sink, spec)
-            live.sink.ensure(replace(spec, info={**others, **measured}))
+            if not self._stop.is_set():
+                self._watermark = self._taking.all_seen() or self._watermark
+            if self._watermark is not None:
+                # How far this run has come, so that the next begins there.
+                self._session.ledger.set_state(self._pipeline, State(self._state.recipe, self._watermark))

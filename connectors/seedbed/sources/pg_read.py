@@ -111,14 +111,11 @@ class Read:
     def _among(self, keys: Sequence[str]) -> sql.Composable:
         """By equality of the columns themselves, whose order plays no part: so that an index is used."""
         parts = [list(column) for column in zip(*map(key_parts, keys), strict=True)]
-        sides = [column.looked_up for column in self.relation.key]
         names = [sql.Identifier(f"part{number}") for number in range(len(parts))]
+        sides = [column.looked_up(name) for column, name in zip(self.relation.key, names, strict=True)]
         return sql.SQL("({}) IN (SELECT {} FROM unnest({}) AS keys ({}))").format(
             sql.SQL(", ").join(side for side, _ in sides),
-            sql.SQL(", ").join(
-                sql.SQL(part.as_string(None).replace("{part}", name.as_string(None)))
-                for (_, part), name in zip(sides, names, strict=True)
-            ),
+            sql.SQL(", ").join(part for _, part in sides),
             sql.SQL(", ").join(sql.SQL("{}::text[]").format(sql.Literal(column)) for column in parts),
             sql.SQL(", ").join(names),
         )

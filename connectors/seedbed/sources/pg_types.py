@@ -167,25 +167,21 @@ class KeyColumn:
             return False
         return self.form in INDEXABLE
 
-    @property
-    def looked_up(self) -> tuple[sql.Composable, sql.Composable]:
-        """What to compare with a canonical part `{part}`, both in the column's own type where an index may help."""
+    def looked_up(self, part: sql.Composable) -> tuple[sql.Composable, sql.Composable]:
+        """The column and a canonical part (an expression of text) as what to compare, both in the column's own type
+        where an index may help."""
         name, kind = self.column.identifier, self.column.type_name
         match self.form:
             case "int":
-                return name, sql.SQL("{part}::int8")
+                return name, sql.SQL("{}::int8").format(part)
             case "text":
-                return name, sql.SQL("{part}")
-            case "text_cast" if kind in ("numeric", "bpchar", "name"):
-                return name, sql.SQL("{part}::" + kind)
-            case "text_cast":
-                return sql.SQL("{}::text").format(name), sql.SQL("{part}")
+                return name, part
+            case "text_cast" if kind not in ("numeric", "bpchar", "name"):
+                return sql.SQL("{}::text").format(name), part
             case "bytes":
-                return name, sql.SQL("decode({part}, 'hex')")
-            case "raw":
-                return name, sql.SQL("{part}::" + kind)
-            case form:
-                return name, sql.SQL("{part}::" + form)
+                return name, sql.SQL("decode({}, 'hex')").format(part)
+            case _:
+                return name, sql.SQL("{}::" + kind).format(part)
 
     def literal(self, part: str) -> sql.Composable:
         """A canonical part as a value to compare with `order`."""
