@@ -58,6 +58,17 @@ def ask_of(db: Connection, address: str) -> None:
     db.execute("update seedbed.endpoint set address = %s", [address])
 
 
+@contextmanager
+def bound(db: Connection, sockets: Path) -> Iterator[socket.socket]:
+    """A socket that the database is told to ask; whether it listens, and what it answers, is the test's."""
+    path = sockets / f"hostile-{time.monotonic_ns()}"
+    ask_of(db, f"unix:{path}")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        path.chmod(0o666)
+        yield listening
+
+
 def test_a_scalar_subquery_is_one_call_and_calls_share_a_connection(db: Connection) -> None:
     db.execute(
         "create table item as select n as id, format('[%s,1,1,1]', n)::vector(4) as v from generate_series(1, 300) n"
@@ -114,11 +125,7 @@ def test_no_broken_vector_passes(db: Connection, body: bytes, count: str | None,
     ids=["a gigabyte", "chunked", "negative", "headers without end", "too much", "not HTTP", "no message"],
 )
 def test_no_broken_answer_is_believed_or_read_on(db: Connection, sockets: Path, answer: bytes) -> None:
-    path = sockets / f"broken-{time.monotonic_ns()}"
-    ask_of(db, f"unix:{path}")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        path.chmod(0o666)
+    with bound(db, sockets) as listening:
         listening.listen()
 
         def reply() -> None:
@@ -138,7 +145,6 @@ def test_no_broken_answer_is_believed_or_read_on(db: Connection, sockets: Path, 
 
 def test_a_parallel_plan_is_cancelled_as_well(db: Connection, sockets: Path) -> None:
     """Where no query may begin before PostgreSQL 17; and other parts of the plan stay parallel."""
-    path = sockets / f"parallel-{time.monotonic_ns()}"
     db.execute("create table wide as select n as id, n % 7 as shop from generate_series(1, 20000) n")
     db.execute("set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set min_parallel_table_scan_size = 0")
     query = "select count(*), seedbed.embed(%s) from wide where shop = 3"
@@ -146,10 +152,7 @@ def test_a_parallel_plan_is_cancelled_as_well(db: Connection, sockets: Path) -> 
     assert any("Parallel" in line for (line,) in plan), plan
     each = "select seedbed.embed('a' || shop) from wide where shop = 3 and id < 30"
     assert any("Gather" in line for (line,) in db.execute("explain (costs off) " + each).fetchall())
-    ask_of(db, f"unix:{path}")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        path.chmod(0o666)
+    with bound(db, sockets) as listening:
         listening.listen()
         db.execute("set statement_timeout = '300ms'")
         started = time.perf_counter()
@@ -163,11 +166,7 @@ def test_a_parallel_plan_is_cancelled_as_well(db: Connection, sockets: Path) -> 
 
 
 def test_a_session_is_cancelled_from_another(db: Connection, sockets: Path) -> None:
-    path = sockets / f"cancel-{time.monotonic_ns()}"
-    ask_of(db, f"unix:{path}")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        path.chmod(0o666)
+    with bound(db, sockets) as listening:
         listening.listen()
         asked = threading.Timer(0.3, db.cancel)
         asked.start()
@@ -218,11 +217,7 @@ HELD: list[socket.socket] = []
 def test_no_wait_outlasts_the_timeout(
     db: Connection, sockets: Path, hang: Callable[[socket.socket], None], length: int
 ) -> None:
-    path = sockets / f"hung-{time.monotonic_ns()}"
-    ask_of(db, f"unix:{path}")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        path.chmod(0o666)
+    with bound(db, sockets) as listening:
         hang(listening)
         # Should nothing cancel it, the server's end does.
         end = threading.Timer(3, listening.shutdown, [socket.SHUT_RDWR])

@@ -135,8 +135,7 @@ def test_files_are_laid_where_the_folder_is_ours(
     composer = extension._composer()
     monkeypatch.setattr(extension, "_composer", lambda: {**composer, "VERSION": "0.2.1"})
     with one_at_a_time("install"), fresh_database("15") as url:
-        if os.access(folder_of("15"), os.W_OK):
-            assert extension.install(url) == "0.2.0"
+        assert extension.install(url) == "0.2.0"
         monkeypatch.setattr(os, "access", lambda path, mode: False)
         with pytest.raises(SeedbedError, match="this extension's files") as caught:
             extension.install(url)
