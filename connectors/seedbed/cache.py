@@ -1,7 +1,8 @@
 """The content-addressed vector cache: an embedding once paid for is not paid for again.
 
 Keyed by identity.cache_key, so a vector is found for the same content in the same space whichever row or
-pipeline asks. One SQLite file; losing it costs money, never correctness, so commits need not be synced.
+pipeline asks. One SQLite file (or a table, for many machines: cache_postgres); losing it costs money, never
+correctness, so commits need not be synced.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,44 @@ def parse_size(text: str, setting: str) -> int:
     if not found:
         raise ConfigError(f"{text!r} is no size", setting=setting, hint='write it as "500MB" or "2GB"')
     return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+class Cache(Protocol):
+    """float32 vectors by 32-byte keys, and digests of media by stamps. Safe for several threads."""
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, npt.NDArray[np.float32]]:
+        """The vectors that are here, each of shape (dimensions,)."""
+        ...
+
+    def put(self, vectors: Mapping[bytes, npt.NDArray[np.float32]]) -> None: ...
+
+    def digests(self, stamps: Sequence[bytes]) -> dict[bytes, bytes]:
+        """SHA-256 of the bytes that media were seen with, by their stamps."""
+        ...
+
+    def remember(self, digests: Mapping[bytes, bytes]) -> None:
+        """What `digests` answers from then on."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_cache(url: str, max_size: str, *, create: bool = True) -> Cache | None:
+    """A file's path, or `postgresql://…` (also `pgvector+embedded:DIR`). None for a file that is not there, with
+    `create=False`. Raises ConfigError for a folder that is not there or what is no size."""
+    most = parse_size(max_size, "cache.max_size")
+    if url.startswith(("postgresql:", "postgres:", "pgvector+embedded:")):
+        from seedbed.cache_postgres import PostgresCache
+
+        return PostgresCache(url, most, create=create)
+    path = Path(url)
+    if not create and not path.exists():
+        return None
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"the cache's folder {path.parent} does not exist", setting="cache.url", hint="create the folder"
+        )
+    return VectorCache(path, most)
 
 
 class VectorCache:

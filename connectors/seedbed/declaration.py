@@ -3,152 +3,70 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType, field
+from msgspec import UNSET, Struct
 
-from seedbed.content import MODALITIES, Modality
+from seedbed.content import MODALITIES
 from seedbed.errors import ConfigError
-from seedbed.protocols import UNNAMED, Metric
+from seedbed.expansion import expand, resolve
+from seedbed.pipeline_file import located, parse, read_text
+from seedbed.protocols import UNNAMED
+from seedbed.tables import (
+    AirflowConfig,
+    CacheConfig,
+    ChunkConfig,
+    ContentConfig,
+    Declaration,
+    EmbedderConfig,
+    LedgerConfig,
+    LimitsConfig,
+    MediaConfig,
+    PricesConfig,
+    SinkConfig,
+    SourceConfig,
+)
 
+__all__ = [
+    "AirflowConfig",
+    "CacheConfig",
+    "ChunkConfig",
+    "ContentConfig",
+    "Declaration",
+    "EmbedderConfig",
+    "Headline",
+    "LedgerConfig",
+    "LimitsConfig",
+    "MediaConfig",
+    "PricesConfig",
+    "SinkConfig",
+    "SourceConfig",
+    "declare",
+    "from_text",
+    "headline",
+    "read",
+    "settings",
+]
 
-class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class SourceConfig(_Table, frozen=True, kw_only=True):
-    url: str
-    table: str | None = None
-    query: str | None = None
-    where: str | None = None
-    key: list[str] = []
-    changes: Literal["scan", "watermark", "queue"] = "scan"
-    watermark: str | None = None
-    lag: str | None = None
-    deleted: str | None = None
-    tenant: str | None = None
-
-
-class ContentConfig(_Table, frozen=True, kw_only=True):
-    text: str | None = None
-    image: str | list[str] | None = None
-    video: str | list[str] | None = None
-    empty: Literal["skip", "fail"] = "skip"
-    missing_part: Literal["skip", "fail"] = "skip"
-    parts: tuple[Modality, ...] = ("text",)
-    """Which of text, image and video are there, in the order in which they were declared; not itself declared."""
-
-
-class ChunkConfig(_Table, frozen=True, kw_only=True):
-    tokens: int
-    overlap: int = 0
-
-
-class EmbedderConfig(_Table, frozen=True, kw_only=True):
-    url: str
-    dimensions: int | UnsetType = UNSET
-    instruction: str = ""
-    query_instruction: str = ""
-    family: str | None = None
-    api_key: str | None = None
-    rpm: int | None = None
-    tpm: int | None = None
-
-
-class SinkConfig(_Table, frozen=True, kw_only=True):
-    url: str
-    name: str = ""
-    collection: str = ""
-    payload: list[str] = []
-    metric: Metric = "cosine"
-    store_text: bool = False
-    api_key: str | None = None
-    tls: bool | None = None
-
-
-class LedgerConfig(_Table, frozen=True, kw_only=True):
-    url: str = ""
-
-
-class CacheConfig(_Table, frozen=True, kw_only=True):
-    url: str = ""
-    max_size: str = "2GB"
-
-
-class LimitsConfig(_Table, frozen=True, kw_only=True):
-    max_delete: float = 0.2
-    max_reembed: float = 0.2
-    tokens: int = 0
-    money: float = 0.0
-
-
-class PricesConfig(_Table, frozen=True, kw_only=True):
-    text: float = 0.0
-    image: float = 0.0
-    currency: str = "CNY"
-
-
-class MediaConfig(_Table, frozen=True, kw_only=True):
-    roots: list[str] = []
-    allow_hosts: list[str] = []
-    max_bytes: str = "20MB"
-    max_pixels: int = 64_000_000
-    max_seconds: float = 14_400.0
-    timeout: float = 60.0
-    revalidate: bool = True
-    proxy: str | None = None
-
-
-class AirflowConfig(_Table, frozen=True, kw_only=True):
-    schedule: str | None = None
-
-
-class Declaration(_Table, frozen=True, kw_only=True):
-    """A whole pipeline file, checked, with its defaults filled in and its paths absolute."""
-
-    name: str
-    source: SourceConfig
-    content: dict[str, ContentConfig]
-    """By the vector's name; protocols.UNNAMED where `[content]` itself says what the one vector is made from."""
-    embedder: EmbedderConfig
-    sink: list[SinkConfig]
-    chunk: ChunkConfig | None = None
-    ledger: LedgerConfig = field(default_factory=LedgerConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    prices: PricesConfig = field(default_factory=PricesConfig)
-    media: MediaConfig = field(default_factory=MediaConfig)
-    airflow: AirflowConfig = field(default_factory=AirflowConfig)
-
-    @property
-    def has_media(self) -> bool:
-        return any(content.parts != ("text",) for content in self.content.values())
+_Made = TypeVar("_Made")
 
 
 def read(path: str | Path) -> Declaration:
-    """A pipeline file. Raises ConfigError that names the file and the setting."""
+    """A pipeline file. Raises ConfigError that names the file, the line where it is known (`FILE:LINE: …`) and the
+    setting."""
     file = Path(path)
-    declared = _parse(file)
-    try:
+    return from_text(read_text(file), file)
+
+
+def from_text(text: str, file: Path) -> Declaration:
+    """The same of a file that stands somewhere else: what it says, and where it would be."""
+    declared = parse(file, text)
+    with located(file, text):
         return declare(declared, base=file.resolve().parent)
-    except ConfigError as error:
-        error.message = f"{file}: {error.message}"
-        raise
-
-
-def _parse(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no pipeline file {file}", hint="`seedbed init URL TABLE` writes one") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: {error}") from error
 
 
 class Headline(Struct, frozen=True):
@@ -156,34 +74,75 @@ class Headline(Struct, frozen=True):
 
     name: str
     airflow: AirflowConfig
+    changes: str
+    """How the source's changes are seen."""
 
 
 def headline(path: str | Path) -> Headline:
-    """Reads no secret and resolves nothing. Raises ConfigError as `read` does, but for unset secrets."""
-    declared = _parse(Path(path))
-    _refuse_unknown(Declaration, declared, "")
-    try:
-        return msgspec.convert({"airflow": {}, **declared}, Headline)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    """Reads no secret, asks for no connection and resolves nothing. Raises ConfigError as `read` does, but for those,
+    and for what does not go together."""
+    file = Path(path)
+    text = read_text(file)
+    declared = parse(file, text)
+    with located(file, text):
+        _refuse_unknown(Declaration, declared, "")
+        made = _converted(_shaped(declared), Declaration)
+        _check_name(made.name)
+    return Headline(made.name, made.airflow, made.source.changes)
 
 
 def declare(declared: Mapping[str, Any], *, base: Path) -> Declaration:
     """The same from a mapping; relative paths are relative to `base`. Raises ConfigError."""
     _refuse_unknown(Declaration, declared, "")
-    expanded = _expand(declared, base, "")
-    if isinstance(content := expanded.get("content"), dict):
-        named = content if _named(content) else {UNNAMED: content}
-        expanded["content"] = {name: _ordered(parts) for name, parts in named.items()}
+    return _complete(_connected(_converted(_shaped(expand(declared, base)), Declaration)), base)
+
+
+def _shaped(declared: Mapping[str, Any]) -> dict[str, Any]:
+    """With `[content]` by the vectors' names, each content saying its parts in their order."""
+    if not isinstance(content := declared.get("content"), dict):
+        return {**declared}
+    named = content if _named(content) else {UNNAMED: content}
+    return {**declared, "content": {name: _ordered(parts) for name, parts in named.items()}}
+
+
+def _converted(declared: Mapping[str, Any], kind: type[_Made]) -> _Made:
     try:
-        made = msgspec.convert(expanded, Declaration)
+        return msgspec.convert(declared, kind)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
         setting = where.rstrip("`").lstrip(".").replace("[...]", "") or None
         raise ConfigError(
             message, setting=setting, hint="the pipeline's settings are described in the README"
         ) from None
-    return _complete(made, base)
+
+
+def _connected(made: Declaration) -> Declaration:
+    """With what Airflow's connections say, where some are named; checked that each part has a URL."""
+    replace = msgspec.structs.replace
+    return replace(
+        made,
+        source=_table_connected(made.source, "source", "source"),
+        embedder=_table_connected(made.embedder, "embedder", "embedder"),
+        sink=[_table_connected(sink, "sink", f"sink[{number}]") for number, sink in enumerate(made.sink)],
+        ledger=_table_connected(made.ledger, "ledger", "ledger"),
+        cache=_table_connected(made.cache, "cache", "cache"),
+    )
+
+
+_Connected = TypeVar("_Connected", SourceConfig, EmbedderConfig, SinkConfig, LedgerConfig, CacheConfig)
+
+
+def _table_connected(table: _Connected, role: str, where: str) -> _Connected:
+    if table.conn_id is not None:
+        from seedbed.airflow import connections
+
+        said = {"url": table.url, **settings(table)}
+        table = msgspec.structs.replace(table, **connections.filled(role, table.conn_id, said, where=where))
+    if not table.url and role not in ("ledger", "cache"):
+        raise ConfigError(
+            f"[{role}] names no place", setting=f"{where}.url", hint='url = "…", or conn_id = "…" under Airflow'
+        )
+    return table
 
 
 def _ordered(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,57 +205,13 @@ def _struct_of(kind: Any) -> type[Struct] | None:
     return None
 
 
-# --- secrets and paths ------------------------------------------------------------------------------
+# --- what goes with what ----------------------------------------------------------------------------
 
 _VECTOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_REFERENCE = re.compile(r"\$\{(file:)?([^}]*)\}")
-_T = TypeVar("_T")
-
-
-def _expand(value: Any, base: Path, where: str) -> Any:
-    match value:
-        case str():
-            return _REFERENCE.sub(lambda found: _secret(found, base, where), value)
-        case Mapping():
-            return {name: _expand(item, base, f"{where}.{name}".lstrip(".")) for name, item in value.items()}
-        case list():
-            return [_expand(item, base, f"{where}[{number}]") for number, item in enumerate(value)]
-        case _:
-            return value
-
-
-def _secret(found: re.Match[str], base: Path, setting: str) -> str:
-    is_file, name = found.groups()
-    if not is_file:
-        if name in os.environ:
-            return os.environ[name]
-        raise ConfigError(f"${{{name}}} is not set", setting=setting, hint=f"export {name}=… before the command")
-    try:
-        return (base / name).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"${{file:{name}}} cannot be read: {error.strerror}", setting=setting) from error
-
-
-_LOCAL = re.compile(r"((?:sqlite|files|[a-z]+\+embedded):)?(?![a-z][a-z0-9+.-]*:)(.+)", re.IGNORECASE | re.DOTALL)
-
-
-def resolve(url: str, base: Path) -> str:
-    """A URL whose path, if it has a relative one, is made absolute: `sqlite:`, `files:`, `…+embedded:`, `local:./…`,
-    and plain paths."""
-    if url.startswith(("local:./", "local:../")):
-        return f"local:{os.path.normpath(base / url.removeprefix('local:'))}"
-    found = _LOCAL.fullmatch(url)
-    if not found or "://" in url:
-        return url
-    scheme, path = found.groups()
-    return f"{scheme or ''}{os.path.normpath(base / os.path.expanduser(path))}"
 
 
 def _complete(made: Declaration, base: Path) -> Declaration:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", made.name):
-        raise ConfigError(
-            f"{made.name!r} is no pipeline name", setting="name", hint="letters, digits, `_`, `-` and `.`, at most 100"
-        )
+    _check_name(made.name)
     if not made.sink:
         raise ConfigError("a pipeline needs a sink", setting="sink", hint='[[sink]]\nurl = "postgresql://…"')
     for setting, share in (("max_delete", made.limits.max_delete), ("max_reembed", made.limits.max_reembed)):
@@ -331,9 +246,16 @@ def _complete(made: Declaration, base: Path) -> Declaration:
         embedder=replace(made.embedder, url=resolve(made.embedder.url, base)),
         sink=sinks,
         media=replace(made.media, roots=[resolve(root, base) for root in made.media.roots]),
-        ledger=LedgerConfig(url=resolve(made.ledger.url or f"sqlite:./{made.name}.ledger", base)),
-        cache=CacheConfig(url=resolve(made.cache.url or f"./{made.name}.cache", base), max_size=made.cache.max_size),
+        ledger=replace(made.ledger, url=resolve(made.ledger.url or f"sqlite:./{made.name}.ledger", base)),
+        cache=replace(made.cache, url=resolve(made.cache.url or f"./{made.name}.cache", base)),
     )
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise ConfigError(
+            f"{name!r} is no pipeline name", setting="name", hint="letters, digits, `_`, `-` and `.`, at most 100"
+        )
 
 
 def _check_content(content: ContentConfig, name: str, *, chunked: bool) -> None:
@@ -364,9 +286,9 @@ def _complete_sink(sink: SinkConfig, made: Declaration, base: Path) -> SinkConfi
 
 
 def settings(config: Struct, *without: str) -> dict[str, Any]:
-    """What a role's factory gets: the table's settings that are set, without `url`."""
+    """What a role's factory gets: the table's settings that are set, without `url` and `conn_id`."""
     return {
         name: value
         for name, value in msgspec.structs.asdict(config).items()
-        if name not in ("url", *without) and value is not UNSET and value is not None
+        if name not in ("url", "conn_id", *without) and value is not UNSET and value is not None
     }

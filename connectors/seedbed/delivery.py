@@ -17,7 +17,7 @@ from seedbed.protocols import Sink
 from seedbed.report import SinkCounts, SyncReport
 from seedbed.retry import Patience
 from seedbed.session import Outlet, Session
-from seedbed.spool import GoneSpool
+from seedbed.spool import GoneRows
 from seedbed.work import VECTOR
 from seedbed.writing import SinkWriter
 
@@ -31,8 +31,6 @@ class Live:
     writer: SinkWriter
     destination: Destination
     counts: SinkCounts
-    fresh: int = 0
-    """Rows of this run that had no points there before."""
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -46,12 +44,21 @@ class Live:
 class Delivery:
     """`live` are the sinks that could be opened; `report` is filled in. What fails all of them is raised."""
 
-    def __init__(self, session: Session, patience: Patience, report: SyncReport, pipeline_id: int, run_id: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        patience: Patience,
+        report: SyncReport,
+        pipeline_id: int,
+        run_id: int,
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:
         self._session = session
         self._patience = patience
         self._report = report
         self._pipeline = pipeline_id
         self._run_id = run_id
+        self._may_write = may_write
         self.live: list[Live] = []
 
     @property
@@ -64,7 +71,9 @@ class Delivery:
         """`alone`: no other run writes there meanwhile, so that an empty collection was emptied by others."""
         first_error: ServiceError | None = None
         for outlet in self._session.outlets:
-            counts = self._report.sinks[outlet.config.name] = SinkCounts()
+            counts = self._report.sinks.setdefault(outlet.config.name, SinkCounts())
+            if counts.error is not None:
+                continue  # down for another worker of this run
             try:
                 self.live.append(self._open(outlet, counts, alone=alone))
             except ServiceError as error:
@@ -92,7 +101,8 @@ class Delivery:
         elif not holds_points and alone:
             ledger.reset(destination)
         ledger.recover(destination)
-        writer = SinkWriter(len(self.live), sink, destination, outlet, ledger, self._run_id, patience)
+        number = len(self.live)
+        writer = SinkWriter(number, sink, destination, outlet, ledger, self._run_id, patience, self._may_write)
         return Live(outlet, sink, writer, destination, counts)
 
     # --- writing ------------------------------------------------------------------------------------
@@ -116,7 +126,7 @@ class Delivery:
                 with live.timed():
                     written, bad = live.writer.write(batch)
                 live.counts.upserted += len(written)
-                live.fresh += sum(need.what[row] == VECTOR and not need.stands[row] for row in written)
+                live.counts.fresh += sum(need.what[row] == VECTOR and not need.stands[row] for row in written)
                 stands.update(written)
                 refused.update(bad)
             except ServiceError as error:
@@ -131,9 +141,7 @@ class Delivery:
 
     # --- deleting -----------------------------------------------------------------------------------
 
-    def delete(
-        self, spool: GoneSpool, check: Callable[[Sequence[str]], None], *, allowed: bool
-    ) -> Iterator[list[Gone]]:
+    def delete(self, spool: GoneRows, check: Callable[[Sequence[str]], None], *, allowed: bool) -> Iterator[list[Gone]]:
         """Removes what is gone, batch by batch, each given out once it is removed. Past `[limits] max_delete` of a
         sink's rows, unless that is `allowed`, they are kept, and the report says so. `check` is called before each."""
         limit = self._session.declaration.limits.max_delete
@@ -143,7 +151,7 @@ class Delivery:
                 live.counts.behind += gone
             elif gone and not allowed and not self._stood_at_least(live, gone / limit if limit else math.inf):
                 live.counts.behind += gone
-                before = self._session.ledger.count(live.destination) - live.fresh
+                before = self._session.ledger.count(live.destination) - live.counts.fresh
                 self._report.refused = Refused(
                     f"{gone} of {before} rows are gone from the source (or empty): more than the limit "
                     f"of {limit:.0%}, so their vectors were kept",
@@ -154,7 +162,7 @@ class Delivery:
                 yield from self._delete_from(live, spool, check)
         self._report.deleted = max((live.counts.deleted for live in self.live), default=0)
 
-    def gone(self, spool: GoneSpool) -> Iterator[list[Gone]]:
+    def gone(self, spool: GoneRows) -> Iterator[list[Gone]]:
         """All that is gone, of every sink that is up."""
         for live in self.live:
             yield from spool.batches(live.writer.number)
@@ -163,11 +171,10 @@ class Delivery:
         """At the sink, before this run. Counted no further than that, as a sink may hold millions."""
         if rows == math.inf:
             return False
-        return self._session.ledger.count(live.destination, math.ceil(rows) + live.fresh) - live.fresh >= rows
+        fresh = live.counts.fresh
+        return self._session.ledger.count(live.destination, math.ceil(rows) + fresh) - fresh >= rows
 
-    def _delete_from(
-        self, live: Live, spool: GoneSpool, check: Callable[[Sequence[str]], None]
-    ) -> Iterator[list[Gone]]:
+    def _delete_from(self, live: Live, spool: GoneRows, check: Callable[[Sequence[str]], None]) -> Iterator[list[Gone]]:
         for batch in spool.batches(live.writer.number):
             check([gone.key for gone in batch])
             try:

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from seedbed.cache import VectorCache
+from seedbed.cache import Cache
 from seedbed.content import Content
-from seedbed.errors import ContentsRefused, Fatal, Refused, budget_spent
+from seedbed.errors import ContentsRefused, Fatal, Refused
 from seedbed.identity import cache_key
-from seedbed.protocols import CanCountTokens, CanSpend, CanStream, Embedder, Vectors
+from seedbed.protocols import CanCountTokens, CanStream, Embedder, Vectors
 from seedbed.retry import Patience
 from seedbed.work import VECTOR, Work
 
 if TYPE_CHECKING:
     from seedbed.chunk import Chunker
+    from seedbed.embedders.budget import Allowance
 
 Span = tuple[int, int]
 """Characters [start, end) of a row's text that one point is made from."""
@@ -64,21 +65,21 @@ class Embedded:
 
 
 class EmbeddingStage:
-    """`most_tokens` is a budget for embedders that do not keep to one themselves. `stop` ends a batch early, with the
+    """`allowance` is a budget for embedders that do not keep to one themselves. `stop` ends a batch early, with the
     rows that are embedded by then."""
 
     def __init__(
         self,
         embedder: Embedder,
-        cache: VectorCache | None,
+        cache: Cache | None,
         chunker: Chunker | None,
         patience: Patience,
         *,
         stop: threading.Event | None = None,
-        most_tokens: int = 0,
+        allowance: Allowance | None = None,
     ) -> None:
         self._stop = stop or threading.Event()
-        self._most = 0 if isinstance(embedder, CanSpend) else most_tokens
+        self._allowance = allowance
         self._spent: Refused | None = None
         self._embedder = embedder
         self._cache = cache
@@ -181,15 +182,15 @@ class EmbeddingStage:
             self._spent = spent
         return refused
 
-    def _affordable(self, contents: list[Content]) -> list[Content]:
-        """As many as the budget allows, by their count beforehand."""
-        if not self._most or not isinstance(self._embedder, CanCountTokens):
-            return contents
-        sums = self._embedder.usage.tokens + np.cumsum(self._embedder.count_tokens(contents))
-        fitting = int(np.searchsorted(sums, self._most, side="right"))
+    def _affordable(self, contents: list[Content]) -> tuple[list[Content], int]:
+        """As many as the budget allows, by their count beforehand; and that count."""
+        if self._allowance is None or not isinstance(self._embedder, CanCountTokens):
+            return contents, 0
+        counts = self._embedder.count_tokens(contents).tolist()
+        fitting = self._allowance.take(counts)
         if fitting < len(contents):
-            self._spent = budget_spent(f"{self._most:,} tokens", "limits.tokens")
-        return contents[:fitting]
+            self._spent = self._allowance.spent()
+        return contents[:fitting], sum(counts[:fitting])
 
     def _embed(self, missing: dict[bytes, Content], known: dict[bytes, Vectors]) -> dict[bytes, str]:
         """Adds the missing vectors to the known ones and to the cache; the refused ones with their reasons."""
@@ -198,10 +199,13 @@ class EmbeddingStage:
         keys, contents = list(missing), list(missing.values())
         if isinstance(self._embedder, CanStream):
             return self._stream(self._embedder, keys, contents, known)
-        contents = self._affordable(contents)
+        contents, taken = self._affordable(contents)
         if not contents:
             return {}
+        before = self._embedder.usage.tokens
         vectors, refused = self._patience.run(lambda: _call(self._embedder, contents))
+        if self._allowance is not None:
+            self._allowance.give_back(taken - (self._embedder.usage.tokens - before))
         if vectors.shape != (len(contents), self._dimensions):
             raise Fatal(
                 f"the embedder answered {vectors.shape}, not {(len(contents), self._dimensions)}",

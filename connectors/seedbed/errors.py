@@ -6,6 +6,7 @@
     ├── Refused                done would be worse than not done: a brake, a budget,     exit 5
     │   │                      a foreign collection, another space
     │   ├── AlreadyRunning     another run of the same pipeline holds the ledger
+    │   │   └── LeaseLost      another worker has taken a shared run's shard over
     │   └── BudgetSpent        `[limits] tokens` or `money`
     ├── ServiceError           a database, store or model did not do its part            exit 1
     │   ├── Transient          trying again may help: only the pipeline does so
@@ -83,6 +84,10 @@ class Refused(SeedbedError):
 
 class AlreadyRunning(Refused):
     code = "already_running"
+
+
+class LeaseLost(AlreadyRunning):
+    code = "lease_lost"
 
 
 class BudgetSpent(Refused):

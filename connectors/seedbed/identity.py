@@ -120,6 +120,9 @@ class KeyRange:
     after: bytes | None = None
     upto: bytes | None = None
 
+    def holds(self, position: bytes) -> bool:
+        return (self.after is None or position > self.after) and (self.upto is None or position <= self.upto)
+
 
 def point_id(key: str, chunk: int = 0) -> str:
     """uuid5(SEEDBED_NAMESPACE, key + U+001F + chunk number): the same in all stores."""

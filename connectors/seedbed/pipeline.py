@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedbed.content import Content
-from seedbed.declaration import Declaration, declare, read
-from seedbed.report import PlanReport, SyncReport
+from seedbed.declaration import Declaration, declare, from_text, read
+from seedbed.report import PlanReport, RunReport, SyncReport
 from seedbed.session import Session
 
 if TYPE_CHECKING:
     from seedbed.errors import SeedbedError
     from seedbed.follow import Pass
+    from seedbed.sharing import Shard
 
 
 class Pipeline:
@@ -33,6 +34,13 @@ class Pipeline:
         """From a TOML file."""
         made = cls.__new__(cls)
         made.declaration = read(path)
+        return made
+
+    @classmethod
+    def from_text(cls, text: str, path: str | Path) -> Pipeline:
+        """From what a TOML file says that would stand at `path`."""
+        made = cls.__new__(cls)
+        made.declaration = from_text(text, Path(path))
         return made
 
     @property
@@ -55,6 +63,54 @@ class Pipeline:
 
         with self.open(writes=True) as session:
             return sync(session, SyncOptions(**options), progress, stop)
+
+    def begin_run(
+        self,
+        *,
+        label: str,
+        shards: int = 8,
+        tokens: int | None = None,
+        money: float | None = None,
+        lives: Callable[[str], bool] = lambda label: False,
+        **options: Any,
+    ) -> list[Shard]:
+        """Opens a run that several processes share, and divides it: `run_shard` for each piece, in any process and
+        order, then `finish_run`. `label` names the run: an unfinished one of that name goes on; `lives` says whether
+        the scheduler of another one has still to come back to it. Needs a ledger in Postgres to be more than one piece.
+        `tokens` and `money` are other budgets than `[limits]`; `options`: `full`, `allow_deletes`, `allow_reembed`."""
+        from seedbed.sharing import begin_run
+        from seedbed.sync import SyncOptions
+
+        with self.open(writes=True) as session:
+            limits = self.declaration.limits
+            session.limit(limits.tokens if tokens is None else tokens, limits.money if money is None else money)
+            return begin_run(session, SyncOptions(**options), label=label, shards=shards, lives=lives)
+
+    def run_shard(
+        self,
+        shard: Shard,
+        *,
+        progress: Callable[[SyncReport], None] = lambda report: None,
+        stop: threading.Event | None = None,
+    ) -> SyncReport:
+        """Works on one piece. As often as need be: what is done costs no more than to be read."""
+        from seedbed.sharing import run_shard
+
+        with self.open(writes=True) as session:
+            return run_shard(session, shard, progress, stop)
+
+    def finish_run(
+        self,
+        shard: Shard,
+        *,
+        progress: Callable[[SyncReport], None] = lambda report: None,
+        stop: threading.Event | None = None,
+    ) -> RunReport:
+        """Once all shards are done: deletes what is gone, and tells what the run did. `shard` is any of the run's."""
+        from seedbed.sharing import finish_run
+
+        with self.open(writes=True) as session:
+            return finish_run(session, shard, progress, stop)
 
     def follow(
         self,

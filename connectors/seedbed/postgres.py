@@ -78,11 +78,16 @@ class Database:
             self._kept = made
         return self._kept
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a connection is made with, in autocommit. Starts the embedded server, as `conninfo` does."""
+        return {"autocommit": True, **_DEFAULTS, **conninfo_to_dict(self.conninfo)}
+
     def connect(self, **kwargs: Any) -> Session:
         """A new connection in autocommit. Raises Transient where no server answers, Fatal where it says no."""
-        options = {**_DEFAULTS, **conninfo_to_dict(self.conninfo)}
+        options = self.options
         with mapped(self.setting):
-            return psycopg.connect(**{"autocommit": True, **options, **kwargs})
+            return psycopg.connect(**{**options, **kwargs})
 
     def close(self) -> None:
         """Closes the connection that is kept and leaves the embedded server; the last user stops it. Other connections

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -110,6 +110,13 @@ class CanShard(Protocol):
         ...
 
 
+@runtime_checkable
+class CanTellHorizon(Protocol):
+    def horizon(self) -> str:
+        """The highest watermark that is safe for reads which begin after this call."""
+        ...
+
+
 class Waiting(NamedTuple):
     """What stands in a queue: changes, those of them that somebody holds now, those that were taken five times and
     never finished; and the age of the oldest, in seconds."""
@@ -129,6 +136,8 @@ class Feed(Protocol):
     another marker, changes may have been missed. Errors: Transient, Fatal."""
 
     marker: str
+    upto: int
+    """Changes up to this number are this reader's; set by `all_rows` and `pages`."""
 
     def all_rows(self) -> bool:
         """Whether a change that concerns all rows stands there; it is leased now."""
@@ -209,6 +218,11 @@ class Usage:
     """Those of `tokens` that pictures and video frames made; they have a price of their own."""
     estimated: float = 0.0
     """What the embedder had expected `tokens` to be, where it cannot count."""
+
+    def since(self, before: Usage) -> Usage:
+        """What has come since the usage stood as `before`."""
+        names = [field.name for field in fields(Usage)]
+        return Usage(**{name: getattr(self, name) - getattr(before, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +350,18 @@ class Hit:
     chunk: int
     score: float
     payload: dict[str, object]
+
+
+WRITE_SECONDS = 120.0
+"""The most that one write of a sink may take: past it the store has done it or will not do it. Leases outlast it."""
+
+
+@runtime_checkable
+class TakesOneProcess(Protocol):
+    """A sink whose store may be one process's at a time (a folder, memory): a run that writes there is not shared."""
+
+    @property
+    def one_process(self) -> bool: ...
 
 
 class Sink(Protocol):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from seedbed.errors import SeedbedError
+from seedbed.errors import BudgetSpent, Refused, SeedbedError
+
+_SPENT = ("embedded", "cached", "upserted", "deleted", "tokens")
+_MET = ("read", "skipped", "failed", "newly_failed")
 
 
 @dataclass(slots=True)
@@ -16,9 +20,24 @@ class SinkCounts:
     error: str | None = None
     seconds: float = 0.0
     """Spent in this store: its cost beside the others'."""
+    fresh: int = 0
+    """Rows that had no points there before this run."""
 
     def as_dict(self) -> dict[str, Any]:
         return {"upserted": self.upserted, "deleted": self.deleted, "behind": self.behind, "error": self.error}
+
+    def less(self, before: SinkCounts) -> SinkCounts:
+        names = ("upserted", "deleted", "seconds", "fresh", "behind")
+        return replace(self, **{name: getattr(self, name) - getattr(before, name) for name in names})
+
+    def add(self, other: SinkCounts, *, reading: bool) -> None:
+        self.upserted += other.upserted
+        self.deleted += other.deleted
+        self.seconds += other.seconds
+        self.fresh += other.fresh
+        if reading:
+            self.behind += other.behind
+            self.error = self.error or other.error
 
 
 @dataclass(slots=True)
@@ -43,6 +62,8 @@ class SyncReport:
     cost: float | None = None
     """In `currency`, by `[prices]`; None where there are none, or nothing was embedded."""
     currency: str = ""
+    watermark: str | None = None
+    """How far a shard has come, where changes are seen by a watermark."""
 
     @property
     def exit_code(self) -> int:
@@ -71,6 +92,65 @@ class SyncReport:
         sinks = {name: {**counts.as_dict(), "seconds": round(counts.seconds, 3)} for name, counts in self.sinks.items()}
         cost = {} if self.cost is None else {"cost": self.cost}
         return {**self.as_dict(), **cost, "sinks": sinks}
+
+    def as_attempt(self) -> dict[str, Any]:
+        """What the ledger keeps of a process's part in a shared run, to be added up by `of_attempt` and `add`."""
+        kept = ("newly_failed", "first_failure", "stopped", "currency", "watermark")
+        sinks = {name: asdict(counts) for name, counts in self.sinks.items()}
+        return {**self.as_record(), **{name: getattr(self, name) for name in kept}, "sinks": sinks}
+
+    @classmethod
+    def of_attempt(cls, kept: Mapping[str, Any]) -> SyncReport:
+        known = {field.name: kept[field.name] for field in fields(cls) if field.name in kept}
+        made = cls(**{**known, "sinks": {name: SinkCounts(**counts) for name, counts in kept.get("sinks", {}).items()}})
+        if error := kept.get("error"):
+            told = {name: error[name] for name in ("key", "setting", "hint")}
+            made.refused = (BudgetSpent if error["code"] == BudgetSpent.code else Refused)(error["message"], **told)
+        return made
+
+    def add(self, other: SyncReport, *, reading: bool) -> None:
+        """What another process did and spent; with `reading` also what it met, which of several attempts at the same
+        rows only the last one tells."""
+        for name in (*_SPENT, *(_MET if reading else ())):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if other.cost is not None:
+            self.cost, self.currency = (self.cost or 0.0) + other.cost, other.currency
+        if reading:
+            self.watermark = max(filter(None, (self.watermark, other.watermark)), default=None)
+            self.first_failure = self.first_failure or other.first_failure
+            self.refused = self.refused or other.refused
+            self.stopped = self.stopped or other.stopped
+        for name, counts in other.sinks.items():
+            self.sinks.setdefault(name, SinkCounts()).add(counts, reading=reading)
+
+    def less(self, before: SyncReport) -> SyncReport:
+        """What has come since this report stood as `before`."""
+        since = replace(self, **{name: getattr(self, name) - getattr(before, name) for name in (*_SPENT, *_MET)})
+        since.cost = None if self.cost is None else self.cost - (before.cost or 0.0)
+        since.sinks = {name: counts.less(before.sinks.get(name, SinkCounts())) for name, counts in self.sinks.items()}
+        return since
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What a shared run did. `report`: its shards' counts, added up; `seconds` from its opening to its end."""
+
+    run: int
+    shards: int
+    report: SyncReport
+    dead: int = 0
+    """Rows that fail, from this run or an earlier one, and keep their old vectors."""
+    lag: float = 0.0
+    """Seconds by which the stores may be behind the source at the run's end."""
+    slowest: int | None = None
+    slowest_seconds: float = 0.0
+    watermark: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object of `sync --json`, and what is told of a shared run beside it."""
+        told = {name: getattr(self, name) for name in ("run", "shards", "dead", "slowest", "watermark")}
+        told |= {"lag": round(self.lag, 3), "slowest_seconds": round(self.slowest_seconds, 3)}
+        return {**self.report.as_dict(), "cost": self.report.cost, "currency": self.report.currency, **told}
 
 
 @dataclass(slots=True)

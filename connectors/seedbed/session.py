@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from seedbed import registry
-from seedbed.cache import VectorCache, parse_size
+from seedbed.cache import Cache, open_cache
 from seedbed.declaration import Declaration, SinkConfig, settings
 from seedbed.diff import Fetch
 from seedbed.errors import ConfigError, RowError
@@ -37,6 +38,8 @@ from seedbed.recipe import PayloadRecipe, Recipe, is_bytes
 
 if TYPE_CHECKING:
     from seedbed.chunk import Chunker
+    from seedbed.embedders.account import Keeper
+    from seedbed.embedders.budget import Allowance
     from seedbed.media.library import Library
     from seedbed.media.loading import Loading
 
@@ -61,6 +64,8 @@ class Session:
     def __init__(self, declaration: Declaration, *, writes: bool) -> None:
         self.declaration = declaration
         self.writes = writes
+        self.allowance: Allowance | None = None
+        """What a run may spend, where the embedder does not see to that itself."""
         self._stack = ExitStack()
         self._sinks: dict[str, Sink] = {}
 
@@ -113,10 +118,35 @@ class Session:
             embedder.limits = limits(self.declaration.media)
         return embedder
 
+    def limit(self, tokens: int, money: float) -> None:
+        """Other budgets than the declared ones, from now on; before `govern`."""
+        limits = msgspec.structs.replace(self.declaration.limits, tokens=tokens, money=money)
+        self.declaration = msgspec.structs.replace(self.declaration, limits=limits)
+
+    @property
+    def opened_embedder(self) -> Embedder | None:
+        """None where none was asked for, or could be made."""
+        return self.__dict__.get("embedder")
+
+    @property
+    def usage(self) -> Usage:
+        """The embedder's so far, by all runs of this session."""
+        return replace(self.opened_embedder.usage) if self.opened_embedder is not None else Usage()
+
+    @cached_property
+    def _keeper(self) -> Keeper | None:
+        keeper = self.ledger.keeper()
+        if keeper is not None:
+            self._stack.callback(keeper.close)
+        return keeper
+
     def govern(self, run: str) -> None:
         """Puts an embedder that costs money under the account's limits, shared by all that use this ledger, and under
         the budget of `[limits]`, shared by all of one run. Raises ConfigError for a budget in money where none is
         spent."""
+        from seedbed.embedders.account import LocalKeeper
+        from seedbed.embedders.budget import Allowance, Budget
+
         limits, embedder = self.declaration.limits, self.embedder
         if not isinstance(embedder, CanSpend):
             if limits.money:
@@ -125,11 +155,11 @@ class Session:
                     setting="limits.money",
                     hint="leave it out, or limit its `tokens`",
                 )
+            self.allowance = None
+            if limits.tokens:
+                self.allowance = Allowance(run, self._keeper or LocalKeeper(), limits.tokens)
             return
-        from seedbed.embedders.account import LocalKeeper
-        from seedbed.embedders.budget import Budget
-
-        keeper = self.ledger.keeper()
+        keeper = self._keeper
         budget = None
         if limits.tokens or limits.money:
             budget = Budget(run, keeper or LocalKeeper(), limits.tokens, limits.money, self.prices)
@@ -152,17 +182,11 @@ class Session:
         return ledger
 
     @cached_property
-    def cache(self) -> VectorCache | None:
+    def cache(self) -> Cache | None:
         config = self.declaration.cache
-        path = Path(config.url)
-        if not self.writes and not path.exists():
-            return None
-        if not path.parent.is_dir():
-            raise ConfigError(
-                f"the cache's folder {path.parent} does not exist", setting="cache.url", hint="create the folder"
-            )
-        cache = VectorCache(path, parse_size(config.max_size, "cache.max_size"))
-        self._stack.callback(cache.close)
+        cache = open_cache(config.url, config.max_size, create=self.writes)
+        if cache is not None:
+            self._stack.callback(cache.close)
         return cache
 
     @cached_property

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 from seedbed.diff import Gone
+
+BATCH = 1024
+
+
+class GoneRows(Protocol):
+    """Rows that are gone, by sink."""
+
+    @property
+    def counts(self) -> Mapping[int, int]: ...
+
+    def batches(self, sink: int) -> Iterator[list[Gone]]: ...
 
 
 class GoneSpool:
@@ -21,7 +33,7 @@ class GoneSpool:
             self._file.write(json.dumps([row.sink, row.position.hex(), row.key, row.points]) + "\n")
             self.counts[row.sink] = self.counts.get(row.sink, 0) + 1
 
-    def batches(self, sink: int, size: int = 1024) -> Iterator[list[Gone]]:
+    def batches(self, sink: int, size: int = BATCH) -> Iterator[list[Gone]]:
         self._file.seek(0)
         batch: list[Gone] = []
         for line in self._file:

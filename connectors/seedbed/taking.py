@@ -63,6 +63,18 @@ class Taking:
         self._feed.finish_all_rows()
         return self._feed.marker
 
+    @property
+    def upto(self) -> int | None:
+        """Up to which change a reading of all rows settles the queue, for `settle` by another process."""
+        return None if self._feed is None or self.partly else self._feed.upto
+
+    @staticmethod
+    def settle(feed: Feed, upto: int) -> str:
+        """All rows were read since `upto`; what the ledger says from then on."""
+        feed.upto = upto
+        feed.finish_all_rows()
+        return feed.marker
+
     def release(self) -> None:
         if self._feed:
             self._feed.release()

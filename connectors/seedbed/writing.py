@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,8 @@ from seedbed.work import NOTHING, PAYLOAD, VECTOR
 
 
 class SinkWriter:
-    """Writes one sink of a run. Errors of the sink pass through; a row that it refuses is returned."""
+    """Writes one sink of a run. Errors of the sink pass through; a row that it refuses is returned. `may_write` is
+    called before each write and raises where there must be none."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class SinkWriter:
         ledger: Ledger,
         run_id: int,
         patience: Patience,
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
         self.number = number
         self._sink = sink
@@ -40,6 +42,7 @@ class SinkWriter:
         self._ledger = ledger
         self._run_id = run_id
         self._patience = patience
+        self._may_write = may_write
 
     def intend(self, batch: Embedded) -> None:
         """Notes what `write` is about to write. Called a stage earlier, so that its commit overlaps a write."""
@@ -77,15 +80,24 @@ class SinkWriter:
         plain = [row for row in rows if need.what[row] == PAYLOAD]
         if whole:
             points = self._points(batch, whole, vectors=True)
-            self._patience.run(lambda: self._sink.upsert(points))
+            self._call(lambda: self._sink.upsert(points))
         if plain:
             fields = self._points(batch, plain, vectors=False)
-            self._patience.run(lambda: self._sink.set_payload(fields))
+            self._call(lambda: self._sink.set_payload(fields))
         stale = [
             point_id(work.keys[row], chunk) for row in rows for chunk in range(len(batch.spans[row]), need.stands[row])
         ]
         if stale:
-            self._patience.run(lambda: self._sink.delete(stale))
+            self._call(lambda: self._sink.delete(stale))
+
+    def _call(self, write: Callable[[], None]) -> None:
+        """Each try begins only while this process may write: it may have slept through its lease since the last."""
+
+        def attempt() -> None:
+            self._may_write()
+            write()
+
+        self._patience.run(attempt)
 
     def _entry(self, batch: Embedded, row: int, *, most: bool = False) -> Entry:
         work, need = batch.work, batch.work.needs[self.number]
@@ -137,5 +149,5 @@ class SinkWriter:
         entries = [Entry(g.position, g.key, UNKNOWN, UNKNOWN, g.points) for g in gone]
         intent = self._ledger.intend(self._destination, entries)
         ids = [point_id(g.key, chunk) for g in gone for chunk in range(g.points)]
-        self._patience.run(lambda: self._sink.delete(ids))
+        self._call(lambda: self._sink.delete(ids))
         self._ledger.forget(self._destination, intent, [g.position for g in gone])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seedbed.cache import VectorCache, parse_size
+from seedbed.cache import VectorCache, open_cache, parse_size
 from seedbed.errors import ConfigError, Fatal
 
 
@@ -60,3 +60,36 @@ def test_sizes(text: str, size: int) -> None:
 def test_a_wrong_size_is_refused() -> None:
     with pytest.raises(ConfigError, match="lots"):
         parse_size("lots", "cache.max_size")
+
+
+def test_a_cache_in_postgres_is_shared(pg_url: str) -> None:
+    vectors = np.arange(12, dtype=np.float32).reshape(3, 4)
+    reading = open_cache(pg_url, "1MB", create=False)
+    assert reading is not None
+    assert reading.get(keys(5)) == {}
+    first, second = open_cache(pg_url, "1MB"), open_cache(pg_url, "1MB")
+    assert first is not None
+    assert second is not None
+    first.put(dict(zip(keys(3), vectors, strict=True)))
+    second.put({keys(3)[0]: vectors[0], keys(4)[3]: vectors[1]})
+    found = reading.get(keys(5))
+    assert sorted(found) == keys(4)
+    np.testing.assert_array_equal(found[keys(3)[2]], vectors[2])
+    first.remember({b"s" * 32: b"d" * 32})
+    first.remember({b"s" * 32: b"e" * 32})
+    assert second.digests([b"s" * 32, b"t" * 32]) == {b"s" * 32: b"e" * 32}
+    for cache in (first, second, reading):
+        cache.close()
+
+
+def test_the_oldest_go_first_from_postgres_too(pg_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seedbed.cache_postgres._EACH", 1)
+    cache = open_cache(pg_url, "1MB")
+    assert cache is not None
+    for start in range(0, 2_000, 200):
+        cache.put({key: np.ones(256, np.float32) for key in keys(2_000)[start : start + 200]})
+    left = cache.get(keys(2_000))
+    cache.close()
+    assert keys(2_000)[-1] in left
+    assert keys(2_000)[0] not in left
+    assert len(left) * 1024 <= 1_000_000

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from seedbed.declaration import declare, read, resolve
+from seedbed.declaration import AirflowConfig, declare, headline, read
+from seedbed.duration import parse_duration
 from seedbed.errors import ConfigError
+from seedbed.expansion import resolve
 
 GOOD: dict[str, Any] = {
     "name": "products",
@@ -105,3 +108,142 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
 )
 def test_only_relative_paths_are_resolved(url: str, resolved: str) -> None:
     assert resolve(url, Path("/b")) == resolved
+
+
+# --- lines ------------------------------------------------------------------------------------------
+
+FILE = '''name = "products"
+source = { url = "postgresql://shop@localhost/shop", table = "products" }
+
+[content]
+text = """
+sink = {title}
+[embedder]
+"""
+
+[embedder]
+url = "hash:384"
+
+[[sink]]
+url = "memory:"
+[[sink]]
+"url" = "memory:x" # the second
+name = "b"
+
+[limits]
+max_delete = 0.2
+
+[airflow]
+schedule = "@daily"
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ('name = "products"', 'nam = "products"', 1),
+        ('table = "products"', 'tabel = "products"', 2),
+        ("[limits]", "[limit]", 19),
+        ("max_delete", "max_delet", 20),
+        ("0.2", '"many"', 20),
+        ("0.2", "20", 20),
+        ('"url" = "memory:x"', '"url" = "memory:x"\nmetric = "cosin"', 17),
+        ('name = "b"', 'metrc = "l2"', 17),
+        ('name = "b"', 'name = "memory"', 17),
+        ("[embedder]\nurl", "[embedder]\nurll", 11),
+        ('[embedder]\nurl = "hash:384"', "[embedder]\nrpm = 5", 10),
+        ('"hash:384"', '"${NOT_SET}"', 11),
+        ('"@daily"', "5", 23),
+        ('schedule = "@daily"', "shards = 0", 23),
+        ('[airflow]\nschedule = "@daily"', "[airflow", 22),
+        ('schedule = "@daily"', 'schedule = """', 23),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_line(old: str, new: str, line: int, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    assert old in FILE
+    file.write_text(FILE.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read(file)
+    assert caught.value.message.startswith(f"{file}:{line}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('name = "p"\n[airflow]\nshards = 0', 3),
+        ('name = "p"\n[airflow]\nschedul = "@daily"', 3),
+        ('name = "p"\n\n[sorce]\n', 3),
+        ('name = "p/q"', 1),
+        ('name = "p"\nairflow = 5', 2),
+        ('name = "p"\nairflow.shards = 0', 2),
+        ('name = "p"\nairflow = { retries = 1, shards = 0 }', 2),
+        ('name = "p"\nsink = [\n  { url = "memory:" },\n  { url = "memory:", metrc = "l2" },\n]\nx = 1', 4),
+        ("name = \"p\"\ncontent.text = '''\nmetrc = \n'''\nsink = [\n{ url = \"m:\", metrc = 1 }]", 6),
+        ('name = "p\n', 1),
+    ],
+)
+def test_a_headline_names_the_line_too(text: str, line: int, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        headline(file)
+    assert caught.value.message.startswith(f"{file}:{line}: ")
+
+
+def test_what_stands_nowhere_is_named_by_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text("[airflow]\nshards = 2\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="missing required field `name`") as caught:
+        headline(file)
+    assert caught.value.message.startswith(f"{file}: ")
+    file.write_bytes(b'name = "p"\n# \xff\n')
+    with pytest.raises(ConfigError, match=r"p\.toml:2: .*utf-8"):
+        headline(file)
+
+
+# --- [airflow] --------------------------------------------------------------------------------------
+
+
+def test_how_it_is_scheduled_has_defaults(tmp_path: Path) -> None:
+    made = declare(GOOD, base=tmp_path).airflow
+    assert made == AirflowConfig()
+    assert (made.retries, made.shards, made.parallel, made.tags) == (2, 8, None, [])
+    assert (made.retry_wait, made.deadline_after) == (timedelta(minutes=5), None)
+    said = {"deadline": "1h30m", "retry_delay": "90s", "tags": ["shop"], "pool": "gpu", "parallel": 2, "retries": 0}
+    made = declare({**GOOD, "airflow": said}, base=tmp_path).airflow
+    assert (made.retry_wait, made.deadline_after) == (timedelta(seconds=90), timedelta(minutes=90))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("retries", -1, "0 for none"),
+        ("retries", True, ""),
+        ("retry_delay", "soon", '"5m"'),
+        ("retry_delay", "5m5m", '"5m"'),
+        ("retry_delay", "", '"5m"'),
+        ("retry_delay", "9" * 20 + "d", '"5m"'),
+        ("deadline", "0s", '"2h"'),
+        ("deadline", "2 hours", '"1h30m"'),
+        ("shards", 0, "at most 256"),
+        ("shards", 257, "at most 256"),
+        ("parallel", 0, "at least 1"),
+        ("pool", "", "leave it out"),
+        ("tags", ["x" * 101], "of 1 to 100"),
+        ("tags", "shop", ""),
+    ],
+)
+def test_what_cannot_be_scheduled_is_named(name: str, value: Any, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        declare({**GOOD, "airflow": {name: value}}, base=tmp_path)
+    assert (caught.value.setting or "").startswith(f"airflow.{name}")
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("1h30m", 5400), ("2d", 172_800), (" 1h 30m ", 5400), ("1.5h", 5400), ("250ms", 0.25)],
+)
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert parse_duration(text, "source.lag") == timedelta(seconds=seconds)

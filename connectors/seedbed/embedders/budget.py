@@ -7,6 +7,7 @@ count. Many workers share one budget through a keeper, each holding a slice of i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -30,6 +31,34 @@ class Spent:
 
     def covers(self, need: Spent) -> bool:
         return self.tokens >= need.tokens and self.money >= need.money
+
+
+class Allowance:
+    """At most `tokens` under one `name`, for an embedder whose contents are counted before they are embedded."""
+
+    def __init__(self, name: str, keeper: Keeper, tokens: int) -> None:
+        self._name, self._keeper, self._tokens = f"budget {name}", keeper, tokens
+
+    def take(self, counts: Sequence[int]) -> int:
+        """How many of the contents, in their order, may be embedded: their tokens are spent now."""
+
+        def change(state: Spent | None, now: float) -> tuple[Spent, int]:
+            spent, fitting = state or Spent(), 0
+            for fitting, count in enumerate(counts, 1):
+                if spent.tokens + count > self._tokens:
+                    return spent, fitting - 1
+                spent = spent.plus(Spent(count))
+            return spent, fitting
+
+        return self._keeper.update(self._name, Spent, change)
+
+    def give_back(self, tokens: int) -> None:
+        """What was taken and not used."""
+        if tokens > 0:
+            self._keeper.update(self._name, Spent, lambda state, _: ((state or Spent()).plus(Spent(tokens), -1), None))
+
+    def spent(self) -> BudgetSpent:
+        return budget_spent(f"{self._tokens:,} tokens", "limits.tokens")
 
 
 class Budget:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from seedbed.errors import ConfigError
-from seedbed.ledger.base import UNKNOWN, Destination, Entry, Ledger, RowFailure, RunRecord, Standing, State
+from seedbed.ledger.base import UNKNOWN, Destination, Entry, Held, Ledger, RowFailure, RunRecord, Standing, State
 
 __all__ = [
     "UNKNOWN",
     "Destination",
     "Entry",
+    "Held",
     "Ledger",
     "RowFailure",
     "RunRecord",

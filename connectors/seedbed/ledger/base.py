@@ -9,6 +9,9 @@ equal the source's; an unchanged row costs no write.
 removed with the targets' commit. What a crash leaves behind is folded into the targets with unknown
 hashes by `recover`, so that the next run rewrites or removes exactly those rows, even where the
 source has changed in between.
+
+A run may be shared by many processes, shard by shard (`shards`). Then each write is fenced: it is committed only while
+the shard's lease is still this process's.
 """
 
 from __future__ import annotations
@@ -22,14 +25,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from seedbed.errors import Refused
+from seedbed.errors import AlreadyRunning, LeaseLost, Refused
 from seedbed.identity import KeyRange, Space
 from seedbed.protocols import Usage
 
 if TYPE_CHECKING:
     from seedbed.embedders.account import Keeper
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # {serial}, {bytes}: the two words in which the dialects differ.
 TABLES = """
@@ -58,9 +61,20 @@ create table {p}usage_of_model (model text primary key, calls integer not null, 
 alter table {p}intent add column run_id integer not null default 0;
 create index target_in_doubt on {p}target (destination_id) where content = {unknown}
 """,
+    4: """
+alter table {p}run add column parent integer;
+alter table {p}run add column plan text;
+create table {p}shard (run_id integer not null, number integer not null, after_position {bytes}, upto_position {bytes},
+  holder integer not null default 0, lease_until {real} not null default 0, done integer not null default 0,
+  primary key (run_id, number));
+create table {p}gone (run_id integer not null, shard integer not null, destination_id integer not null,
+  position {bytes} not null, key text not null, points integer not null,
+  primary key (run_id, destination_id, position))
+""",
 }
 """What a version adds to the one before it. 2: accounts' limits and budgets; how far estimates of tokens were off.
-3: whose an intent is, as several runs may share a pipeline; what is in doubt is found without reading all."""
+3: whose an intent is, as several runs may share a pipeline; what is in doubt is found without reading all.
+4: runs that processes share: their shards, the attempts at these (runs with a parent), and what is gone."""
 
 UNKNOWN = bytes(32)
 """No SHA-256 of anything: the hash of what a crash left in doubt."""
@@ -115,6 +129,15 @@ class State:
     watermark: str | None
 
 
+class Held(NamedTuple):
+    """A shard of a shared run, and the attempt that has it. `token` is the attempt's own number in the table `run`: it
+    fences the shard off, since numbers grow and a later attempt's is the one that stands there."""
+
+    run: int
+    number: int
+    token: int
+
+
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     id: int
@@ -133,9 +156,15 @@ class Ledger(abc.ABC):
         self._guard = threading.RLock()
         self._version = SCHEMA_VERSION
         self._run = 0
+        self.held: Held | None = None
+        """What commits are fenced by; None in a run of one process, which a lock keeps alone."""
 
     _unknown: str
     """The literal of UNKNOWN."""
+    _clock: str
+    """The seconds now, since 1970, by the database's own clock: workers' may differ."""
+    shared: bool
+    """Whether several machines may work with it."""
 
     # --- what a dialect gives -----------------------------------------------------------------------
 
@@ -201,28 +230,59 @@ class Ledger(abc.ABC):
                 [state.recipe, state.watermark, pipeline_id],
             )
 
-    def begin(self, pipeline_id: int, who: str) -> int:
+    def begin(self, pipeline_id: int, who: str, *, alone: bool = True) -> int:
+        """Ends what died before. `alone`: also shared runs that nobody works on; raises AlreadyRunning where somebody
+        does."""
         with self._transaction():
-            for (found,) in self._query("select id from run where pipeline_id = ? and finished is null", [pipeline_id]):
-                if not self._lives(found):
-                    self._query("update run set finished = ?, outcome = 'died' where id = ?", [_now(), found])
-            made = self._query(
-                "insert into run (pipeline_id, who, started) values (?, ?, ?) returning id",
-                [pipeline_id, who, _now()],
-            )
-            self._claim(int(made[0][0]))
+            self._end_dead(pipeline_id)
+            if alone:
+                self.end_shared(pipeline_id)
+            self._claim(self.add_run(pipeline_id, who))
         return self._run
+
+    def add_run(self, pipeline_id: int, who: str, parent: int | None = None, plan: str | None = None) -> int:
+        made = self._query(
+            "insert into run (pipeline_id, who, started, parent, plan) values (?, ?, ?, ?, ?) returning id",
+            [pipeline_id, who, now(), parent, plan],
+        )
+        return int(made[0][0])
+
+    def _end_dead(self, pipeline_id: int) -> None:
+        """Runs and attempts whose process is no more."""
+        unfinished = "select id from run where pipeline_id = ? and finished is null and plan is null"
+        for (found,) in self._query(unfinished, [pipeline_id]):
+            if not self._lives(found):
+                self._query("update run set finished = ?, outcome = 'died' where id = ?", [now(), found])
+
+    def end_shared(self, pipeline_id: int) -> None:
+        """Shared runs that were left unfinished end: their attempts commit no more. Raises AlreadyRunning where an
+        attempt's lease has not run out and its process lives."""
+        open_runs = "select id, who from run where pipeline_id = ? and finished is null and plan is not null"
+        for run, who in self._query(open_runs, [pipeline_id]):
+            leased = "select number, holder from shard where run_id = ? and done = 0 and lease_until > "
+            for number, holder in self._query(leased + self._clock, [run]):
+                if self._lives(holder):
+                    raise AlreadyRunning(
+                        f"shard {number} of {who} is being worked on",
+                        setting="ledger.url",
+                        hint="wait for that run to end, or end it; what dies holds nothing",
+                    )
+            self._query("update run set finished = ?, outcome = 'given up' where id = ?", [now(), run])
+            self._query("update shard set holder = 0 where run_id = ?", [run])
+            self._query("delete from gone where run_id = ?", [run])
 
     def end(self, run_id: int, outcome: str, counts: dict[str, Any], provenance: dict[str, str]) -> None:
         self._query(
             "update run set finished = ?, outcome = ?, counts = ?, provenance = ? where id = ?",
-            [_now(), outcome, json.dumps(counts), json.dumps(provenance), run_id],
+            [now(), outcome, json.dumps(counts), json.dumps(provenance), run_id],
         )
 
     def runs(self, pipeline_id: int | None, last: int = 5) -> list[RunRecord]:
+        """The last ones; attempts at a shared run's shards are not told apart from it."""
+        whole = "and parent is null " if self._version >= 4 else ""
         found = self._query(
             "select id, who, started, finished, outcome, counts, provenance from run where pipeline_id = ? "
-            "order by id desc limit ?",
+            f"{whole}order by id desc limit ?",
             [pipeline_id, last],
         )
         return [
@@ -324,19 +384,35 @@ class Ledger(abc.ABC):
         )
 
     def commit(self, destination: Destination, run_id: int, intent: int | None, entries: Sequence[Entry]) -> None:
-        """The entries now stand there; the intent is done. One transaction."""
+        """The entries now stand there; the intent is done. One transaction. Raises LeaseLost."""
         with self._transaction():
-            self._put_targets(destination, run_id, entries, _REPLACE)
+            if fenced := self._fenced():
+                self._put_targets(destination, run_id, entries, _REPLACE)
+            else:
+                # Written after another took over: it may have fallen on what that one wrote.
+                doubtful = [entry._replace(content=UNKNOWN, payload=UNKNOWN) for entry in entries]
+                self._put_targets(destination, 0, doubtful, _DOUBT)
             if intent is not None:
                 self._query("delete from intent where id = ?", [intent])
+        if not fenced:
+            raise lease_lost()
 
     def forget(self, destination: Destination, intent: int | None, positions: Sequence[bytes]) -> None:
         """The rows no longer stand there; the intent is done. One transaction."""
         condition, parameters = self._among("position", positions)
         with self._transaction():
+            if not self._fenced():
+                raise lease_lost()  # the intent stays: the rows are in doubt
             self._query(f"delete from target where destination_id = ? and {condition}", [destination.id, *parameters])
             if intent is not None:
                 self._query("delete from intent where id = ?", [intent])
+
+    def _fenced(self) -> bool:
+        """Whether this process may still commit: none has taken its shard over, nor can until the transaction ends."""
+        if self.held is None:
+            return True
+        mine = "update shard set holder = holder where run_id = ? and number = ? and holder = ? returning 1"
+        return bool(self._query(mine, self.held))
 
     def reset(self, destination: Destination) -> None:
         """Nothing stands there any more (the collection was dropped or emptied by others)."""
@@ -348,14 +424,21 @@ class Ledger(abc.ABC):
         """Folds what a crash left in flight into the targets, in doubt; how many intents there were."""
         found = self._query("select id, run_id from intent where destination_id = ? order by id", [destination.id])
         left = [number for number, run_id in found if run_id == self._run or not self._lives(run_id)]
-        return sum(self._recover(destination, number) for number in left)
+        return sum(self._recover(number) for number in left)
 
-    def _recover(self, destination: Destination, number: int) -> int:
+    def recover_run(self, run_id: int) -> None:
+        """The same of one run or attempt, whether it lives or not."""
+        for (number,) in self._query("select id from intent where run_id = ? order by id", [run_id]):
+            self._recover(number)
+
+    def _recover(self, number: int) -> int:
         with self._transaction():
-            for (entries,) in self._query("delete from intent where id = ? returning entries", [number]):
+            for place, entries in self._query(
+                "delete from intent where id = ? returning destination_id, entries", [number]
+            ):
                 read = json.loads(entries)
                 doubtful = [Entry(bytes.fromhex(p), key, UNKNOWN, UNKNOWN, points) for p, key, points in read]
-                self._put_targets(destination, 0, doubtful, _DOUBT)
+                self._put_targets(Destination(place, "", ""), 0, doubtful, _DOUBT)
                 return 1
         return 0
 
@@ -450,5 +533,14 @@ def _bounds(stretch: KeyRange) -> tuple[str, list[object]]:
     return " and ".join(conditions), list(parameters)
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def lease_lost() -> LeaseLost:
+    """The error of an attempt that another one has taken over."""
+    return LeaseLost(
+        "another worker has taken this shard over",
+        setting="ledger.url",
+        hint="nothing is lost: that worker writes these rows, from the cache where they were embedded here",
+    )

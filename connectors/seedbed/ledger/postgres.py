@@ -24,6 +24,8 @@ class PostgresLedger(Ledger):
     """One connection in autocommit; locks are advisory ones of its session, so they die with it."""
 
     _unknown = f"'\\x{UNKNOWN.hex()}'::bytea"
+    _clock = "extract(epoch from clock_timestamp())::float8"
+    shared = True
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -136,10 +138,11 @@ class PostgresLedger(Ledger):
         self._query("select pg_advisory_lock(?)", [_number(f"seedbed run number {run_id}")])
 
     def _lives(self, run_id: int) -> bool:
+        """Asked by a shared lock, so that two who ask do not take each other for the run."""
         number = _number(f"seedbed run number {run_id}")
-        if not self._query("select pg_try_advisory_lock(?)", [number])[0][0]:
+        if not self._query("select pg_try_advisory_lock_shared(?)", [number])[0][0]:
             return True
-        self._query("select pg_advisory_unlock(?)", [number])
+        self._query("select pg_advisory_unlock_shared(?)", [number])
         return False
 
     def close(self) -> None:

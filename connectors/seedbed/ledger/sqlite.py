@@ -19,6 +19,8 @@ class SqliteLedger(Ledger):
     """`path` None: in memory, for reading where nothing stands yet."""
 
     _unknown = f"x'{UNKNOWN.hex()}'"
+    _clock = "(julianday('now') - 2440587.5) * 86400.0"
+    shared = False
 
     def __init__(self, path: Path | None) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from seedbed.cache import VectorCache
+from seedbed.cache import Cache
 from seedbed.content import Content, Image, Part, Reference, Video
 from seedbed.errors import RowError
 from seedbed.identity import cache_key
@@ -24,7 +24,7 @@ _MOST_ROWS = 512
 class Loading:
     """`missing_fails` by the contents' order: whether a row whose medium has gone is refused, or goes without."""
 
-    def __init__(self, load: Load, cache: VectorCache | None, space: bytes, missing_fails: Sequence[bool]) -> None:
+    def __init__(self, load: Load, cache: Cache | None, space: bytes, missing_fails: Sequence[bool]) -> None:
         self._load = load
         self._cache = cache
         self._space = space

@@ -44,6 +44,7 @@ class MemorySink:
         refuse_others(settings, hint="memory has no login")
         with _STORE_LOCK:
             self._collection = _STORE.setdefault((url, self._name), _Collection())
+        self.one_process = True
 
     def ensure(self, spec: CollectionSpec) -> str:
         check_spec(spec)

@@ -58,6 +58,10 @@ class MilvusSink:
         self._unfinished = self._target.folder is not None
         self._guard = threading.RLock()
 
+    @property
+    def one_process(self) -> bool:
+        return self._target.folder is not None
+
     def ensure(self, spec: CollectionSpec) -> str:
         with self._session() as wire:
             self._known = milvus_collections.ensure(wire, self._target, self._name, spec)

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from seedbed.errors import ConfigError
 from seedbed.postgres import Database, mapped
-from seedbed.protocols import UNNAMED, CollectionSpec, Filter, Hit, Vectors
+from seedbed.protocols import UNNAMED, WRITE_SECONDS, CollectionSpec, Filter, Hit, Vectors
 from seedbed.sinks import pgvector_index, pgvector_tables
 from seedbed.sinks.checks import check_points, check_query, not_made
 from seedbed.sinks.filters import conditions
@@ -31,6 +31,9 @@ from seedbed.sinks.pgvector_write import ROW_FAULTS, blame, check_texts, store
 
 def _prepare(connection: Connection) -> None:
     connection.adapters.register_dumper(Raw, RawDumper)
+    # What is set already (by the role, the database or the URL's options) stays.
+    bound = "select set_config('statement_timeout', %s, false) where current_setting('statement_timeout') = '0'"
+    connection.execute(bound, [f"{WRITE_SECONDS:.0f}s"])
 
 
 class PgvectorSink:

@@ -40,6 +40,7 @@ class QdrantSink:
         self._engine = _engine(url, self._name, settings)
         self._known: tuple[str, CollectionSpec] | None = None
         self._guard = threading.RLock()
+        self.one_process = not url.lower().startswith("qdrant:")
 
     def ensure(self, spec: CollectionSpec) -> str:
         check_spec(spec)

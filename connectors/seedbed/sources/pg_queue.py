@@ -34,7 +34,7 @@ _RENEWED = LEASE / 4
 _TAKEN = 2048
 _TRIES = 10
 """To give back changes that writers hold; most hold them for milliseconds. The others come back with their leases."""
-_CHANNEL = "seedbed_queue"
+CHANNEL = "seedbed_queue"
 
 Read = Callable[[Selection], Iterator[Page]]
 
@@ -64,12 +64,8 @@ class Queue:
         """Raises Refused for a queue whose functions somebody else could have written, as they run with our rights."""
         if self.rows("SELECT to_regclass('seedbed_queue.change') IS NULL")[0][0]:
             return False
-        if self.rows(_OF_OTHERS)[0][0]:
-            raise Refused(
-                "the schema seedbed_queue, or something in it, belongs to a role that you are not a member of",
-                setting="source.url",
-                hint="connect as its owner, or have it and all in it handed over",
-            )
+        if self.rows(OF_OTHERS)[0][0]:
+            raise of_others()
         return True
 
     def watch(self, name: str, relation: Relation, columns: Sequence[str], where: str | None) -> None:
@@ -99,7 +95,22 @@ class Queue:
         return sorted({name for (name,) in found} - {*beside})
 
 
-_OF_OTHERS = """
+def of_others() -> Refused:
+    """The error for what OF_OTHERS finds."""
+    return Refused(
+        "the schema seedbed_queue, or something in it, belongs to a role that you are not a member of",
+        setting="source.url",
+        hint="connect as its owner, or have it and all in it handed over",
+    )
+
+
+def not_watched() -> ConfigError:
+    """The error of a pipeline without a subscription."""
+    return ConfigError("no changes are being queued for this pipeline", setting="source.changes", hint=_AGAIN)
+
+
+_AGAIN = "run `seedbed watch` on the pipeline file"
+OF_OTHERS = """
 SELECT EXISTS (SELECT FROM (
     SELECT nspowner FROM pg_catalog.pg_namespace WHERE nspname = 'seedbed_queue'
     UNION SELECT proowner FROM pg_catalog.pg_proc
@@ -129,7 +140,7 @@ class QueueFeed:
         self._id, created = self._subscription(name, relation, [*columns, *queue.named_by(relation, where, columns)])
         condition_hash = hashlib.sha256((where or "").encode()).hexdigest()[:12]
         self.marker = f"queue {self._id} {created} {condition_hash}"
-        self._upto = 0
+        self.upto = 0
         self._held: list[str] = []
         """Worked off, but some of them held by others (a neighbour's look at them, a writer) just then."""
         self._alive = time.monotonic()
@@ -144,34 +155,33 @@ class QueueFeed:
             relation.source.as_string(None),
             name,
         )
-        again = "run `seedbed watch` on the pipeline file"
         if not found:
-            raise ConfigError("no changes are being queued for this pipeline", setting="source.changes", hint=again)
+            raise not_watched()
         number, same, key, watched, created = found[0]
         if not same or key != _key_names(relation):
-            raise ConfigError("what is watched is another table or key", setting="source.table", hint=again)
+            raise ConfigError("what is watched is another table or key", setting="source.table", hint=_AGAIN)
         missing = sorted({*columns} - {*watched, *key})
         if missing:
             raise ConfigError(
-                f"changes of {', '.join(missing)} are not watched", setting="source.changes", hint=f"{again} once more"
+                f"changes of {', '.join(missing)} are not watched", setting="source.changes", hint=f"{_AGAIN} once more"
             )
         return number, created
 
     # --- a pass -------------------------------------------------------------------------------------
 
     def all_rows(self) -> bool:
-        self._upto = self._newest()
+        self.upto = self._newest()
         statement = "SELECT seedbed_queue.take_all_rows(%s::bigint, %s::text, %s::interval)"
         return self._queue.rows(statement, self._id, self._taker, f"{LEASE} s")[0][0] is True
 
     def pages(self, selection: Selection, read: Read) -> Iterator[Page]:
-        self._upto = self._newest()
+        self.upto = self._newest()
         after = ""
         while True:
             taken = self._queue.rows(
                 "SELECT key FROM seedbed_queue.take"
                 "(%s::bigint, %s::text, %s::text, %s::bigint, %s::integer, %s::interval)",
-                *(self._id, self._taker, after, self._upto, min(_TAKEN, selection.page_rows), f"{LEASE} s"),
+                *(self._id, self._taker, after, self.upto, min(_TAKEN, selection.page_rows), f"{LEASE} s"),
             )
             if not taken:
                 return
@@ -199,12 +209,12 @@ class QueueFeed:
     def _finished(self, keys: Sequence[str]) -> int:
         found = self._queue.rows(
             "SELECT seedbed_queue.finish(%s::bigint, %s::text, %s::text[], %s::bigint)",
-            *(self._id, self._taker, list(keys), self._upto),
+            *(self._id, self._taker, list(keys), self.upto),
         )
         return int(found[0][0])
 
     def finish_all_rows(self) -> None:
-        self._queue.rows("SELECT seedbed_queue.finish_all_rows(%s::bigint, %s::bigint)", self._id, self._upto)
+        self._queue.rows("SELECT seedbed_queue.finish_all_rows(%s::bigint, %s::bigint)", self._id, self.upto)
 
     def put(self, keys: Sequence[str]) -> None:
         if keys:
@@ -275,7 +285,7 @@ class QueueFeed:
             try:
                 if self._listening is None or self._listening.closed:
                     self._listening = self._queue.connect()
-                    self._listening.execute(f"LISTEN {_CHANNEL}".encode())
+                    self._listening.execute(f"LISTEN {CHANNEL}".encode())
                     if self.waiting().free:
                         return
                 for notice in self._listening.notifies(timeout=min(left, 0.25), stop_after=1):
@@ -291,7 +301,7 @@ class QueueFeed:
             self._renewing.join()
         if self._listening is not None:
             self._listening.close()
-        if self._upto:
+        if self.upto:
             self.release()
 
 

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from seedbed.errors import ConfigError
 from seedbed.identity import KeyRange
-from seedbed.protocols import CanQueue, CanShard, Page, Selection, Source
+from seedbed.protocols import CanQueue, CanShard, CanTellHorizon, Page, Selection, Source
 from seedbed.sources import paging
 from seedbed.sources.horizon import check_column, horizon
 from seedbed.sources.pg_queue import Queue, QueueFeed
@@ -94,6 +94,13 @@ class PostgresSource:
         self._session.describe(statement.format(self._relation.source, sql.SQL(" AND ").join(read.conditions)), setting)
 
     # --- changes by watermark -----------------------------------------------------------------------
+
+    def horizon(self) -> str:
+        """Raises ConfigError where no watermark column is set."""
+        column = self._named(self._settings.watermark)
+        if column is None:
+            raise _no_watermark()
+        return horizon(self._session, column, self._settings.lag)
 
     def _changed(self, read: Read, selection: Selection) -> Iterator[Page]:
         """Rows from the stored cursor on (and those without a value, which no cursor ever passes)."""
@@ -191,4 +198,5 @@ def _at_least_one(chunks: Iterator[paging.Chunk], read: Read) -> Iterator[paging
 if TYPE_CHECKING:
     _source: type[Source] = PostgresSource
     _shards: type[CanShard] = PostgresSource
+    _horizon: type[CanTellHorizon] = PostgresSource
     _queue: type[CanQueue] = PostgresSource

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
+from seedbed.duration import parse_duration
 from seedbed.errors import ConfigError
 
 
@@ -38,7 +38,7 @@ class SourceSettings:
         made = cls(
             **given,
             key=(key,) if isinstance(key, str) else tuple(key),
-            lag=None if lag is None else parse_lag(lag),
+            lag=None if lag is None else parse_duration(str(lag), "source.lag"),
         )
         made._check()
         return made
@@ -71,17 +71,6 @@ class SourceSettings:
                 setting="source.watermark",
                 hint='set changes = "watermark", or leave the column out',
             )
-
-
-_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-def parse_lag(text: str) -> timedelta:
-    """`"90s"`, `"15m"`, `"1h"`, `"2d"`. Raises ConfigError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", str(text))
-    if not found:
-        raise ConfigError(f"{text!r} is no length of time", setting="source.lag", hint='write "90s", "15m", "1h", "2d"')
-    return timedelta(**{_UNITS[found[2]]: float(found[1])})
 
 
 def unknown(what: str, name: str, known: Iterable[str], setting: str) -> ConfigError:
