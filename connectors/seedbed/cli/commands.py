@@ -65,22 +65,41 @@ def plan(pipeline: Path, json_: bool) -> None:
 @click.option("--allow-deletes", is_flag=True, help="Delete even past [limits] max_delete.")
 @click.option("--allow-reembed", is_flag=True, help="Embed anew even past [limits] max_reembed.")
 @click.option("--follow", is_flag=True, help="Go on as changes are queued, until stopped (after `watch`).")
+@click.option("--runner", type=click.Choice(["ray"]), help="Divide the run among Ray's actors.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="With --runner: how many.")
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="With --runner: of each worker.")
+@click.option("--address", help="With --runner: the cluster's; by default Ray is started here.")
 @JSON
 def sync(
-    pipeline: Path, more_keys: tuple[str, ...], keys: str | None, follow: bool, json_: bool, **options: Any
+    pipeline: Path,
+    more_keys: tuple[str, ...],
+    keys: str | None,
+    follow: bool,
+    runner: str | None,
+    workers: int,
+    gpus: float,
+    address: str | None,
+    json_: bool,
+    **options: Any,
 ) -> int:
     """Bring every sink in step with the source."""
     from seedbed import load
 
     if more_keys and keys is None:
         raise click.UsageError(f"unexpected argument {more_keys[0]!r}")
+    narrowed = keys is not None or options["limit"] is not None or options["where"] is not None
+    if narrowed and (follow or runner):
+        raise click.UsageError(f"{'--follow' if follow else '--runner'} goes with no choice of rows")
+    if follow and runner:
+        raise click.UsageError("--follow goes with no --runner")
     made = load(pipeline)
     if keys is not None:
         options["keys"] = _canonical(made, [keys, *more_keys])
     if follow:
-        if keys is not None or options["limit"] is not None or options["where"] is not None:
-            raise click.UsageError("--follow goes with no choice of rows")
         return _follow(made, options, json_=json_)
+    if runner:
+        chosen = {name: options[name] for name in ("full", "allow_deletes", "allow_reembed")}
+        return _ray(pipeline, {"workers": workers, "gpus": gpus, "address": address, **chosen}, json_=json_)
     with _stopping() as stop, output.progress(lambda: _estimate(made), quiet=json_) as show:
         report = made.sync(progress=show, stop=stop, **options)
     if json_:
@@ -88,6 +107,18 @@ def sync(
     else:
         output.sync_report(report)
     return report.exit_code
+
+
+def _ray(pipeline: Path, options: dict[str, Any], *, json_: bool) -> int:
+    from seedbed.ray_runner import run
+
+    with _stopping() as stop, output.progress(lambda: None, quiet=json_) as show:
+        found = run(pipeline, progress=show, stop=stop, **options)
+    if json_:
+        output.as_json(found.as_dict())
+    else:
+        output.sync_report(found.report)
+    return found.report.exit_code
 
 
 def _follow(made: Any, options: dict[str, Any], *, json_: bool) -> int:
