@@ -1,40 +1,70 @@
-"""DAGs from pipeline files: one file, one DAG, one task that brings its sinks in step."""
+"""DAGs from pipeline files: one file, one DAG: plan → shards → finish."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, dag, task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk import DAG, Asset, AssetWatcher, Param
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
-from seedbed.declaration import Headline, headline
+from seedbed.airflow.broken import broken
+from seedbed.airflow.deadlines import missed
+from seedbed.airflow.operators import SeedbedFinishOperator, SeedbedPlanOperator, SeedbedShardOperator
+from seedbed.declaration import AirflowConfig, Headline, headline
 from seedbed.errors import ConfigError
 
 VARIABLE = "SEEDBED_PIPELINES"
 """The folder of pipeline files, or several, divided as PATH is."""
+_BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 
-log = logging.getLogger(__name__)
+PARAMS = {
+    "full_refresh": Param(
+        False, type="boolean", title="Full refresh", description="Write every row anew, from the cache where it can."
+    ),
+    "dry_run": Param(False, type="boolean", title="Dry run", description="Only tell what a run would do and cost."),
+    "allow_deletes": Param(
+        False, type="boolean", title="Allow deletes", description="Delete even past [limits] max_delete."
+    ),
+    "allow_reembed": Param(
+        False, type="boolean", title="Allow re-embedding", description="Embed anew even past [limits] max_reembed."
+    ),
+    "tokens": Param(
+        None, type=["null", "integer"], minimum=1, title="Budget: tokens", description="At most, in place of [limits]."
+    ),
+    "money": Param(
+        None,
+        type=["null", "number"],
+        exclusiveMinimum=0,
+        title="Budget: money",
+        description="At most, in the currency of [prices], in place of [limits].",
+    ),
+}
+"""The form of a run."""
 
 
-def dags() -> dict[str, DAG]:
-    """A DAG for each pipeline file, by its id. A file that cannot be read is logged and costs the others nothing.
+def dags(*, on_change: bool = False) -> dict[str, DAG]:
+    """A DAG for each pipeline file of $SEEDBED_PIPELINES, by its id; `on_change`: for each whose changes are queued,
+    one that they wake. A broken file costs the others nothing: it is an import error of its own.
 
-    Parsing reads the files alone: it opens no connection and no secret.
+    Parsing reads the files alone: it opens no connection and reads no secret.
     """
-    built = {}
+    built: dict[str, DAG] = {}
+    named: dict[str, Path] = {}
     for path in _files():
         try:
             found = headline(path)
+            if (other := named.setdefault(found.name, path)) != path:
+                raise ConfigError(f"{path}: {other} is called {found.name!r} too", setting="name")
+            made = dag_of(path, found, on_change=on_change)
         except ConfigError as error:
-            log.error("no DAG for %s: %s", path, error)
-            continue
-        made = _dag(path, found)
-        built[made.dag_id] = made
+            made = None if on_change else broken(path, error)
+        if made is not None:
+            built[made.dag_id] = made
     return built
 
 
@@ -44,39 +74,60 @@ def _files() -> Iterator[Path]:
             yield from sorted(Path(folder).glob("*.toml"))
 
 
-def _dag(path: Path, found: Headline) -> DAG:
-    @dag(
-        dag_id=f"seedbed_{found.name}",
-        schedule=found.airflow.schedule,
-        start_date=datetime(2024, 1, 1, tzinfo=UTC),
+def asset(pipeline: str) -> Asset:
+    """What a pipeline's sinks hold: DAGs that are scheduled on it run after each of its runs."""
+    return Asset(name=f"seedbed_{pipeline}", uri=f"seedbed://pipeline/{pipeline}")
+
+
+def changes(path: Path | str, pipeline: str) -> Asset:
+    """What waits in a pipeline's queue, watched by a trigger."""
+    from seedbed.airflow.triggers import SeedbedChangesTrigger
+
+    watcher = AssetWatcher(name=f"seedbed_{pipeline}_changes", trigger=SeedbedChangesTrigger(str(path)))
+    return Asset(name=f"seedbed_{pipeline}_changes", uri=f"seedbed://changes/{pipeline}", watchers=[watcher])
+
+
+def dag_of(path: Path | str, found: Headline | None = None, *, on_change: bool = False) -> DAG | None:
+    """The DAG of one pipeline file; None for one whose changes are not queued, with `on_change`. Raises ConfigError."""
+    found = found or headline(path)
+    if on_change and found.changes != "queue":
+        return None
+    said = found.airflow
+    with DAG(
+        dag_id=f"seedbed_{found.name}_on_change" if on_change else f"seedbed_{found.name}",
+        schedule=[changes(path, found.name)] if on_change else said.schedule,
+        start_date=_BEGIN,
         catchup=False,
         max_active_runs=1,
-        tags=["seedbed"],
-        doc_md=f"Brings the sinks of `{path.name}` in step with its source.",
-        default_args={"retries": 2, "retry_delay": timedelta(minutes=5)},
+        params=PARAMS,
+        tags=["seedbed", *said.tags],
+        doc_md=f"Brings the sinks of `{Path(path).name}` in step with its source.",
+        default_args=_defaults(said),
+        deadline=_deadline(found),
+    ) as made:
+        run_of(str(path), found.name, said)
+    return made
+
+
+def run_of(path: str, pipeline: str, said: AirflowConfig) -> None:
+    """The tasks of a run, in the DAG that is open. The pool and the queue are the shards': the rest is quick."""
+    plan = SeedbedPlanOperator(task_id="plan", pipeline=path, shards=said.shards)
+    limited: dict[str, Any] = {"pool": said.pool, "queue": said.queue, "max_active_tis_per_dagrun": said.parallel}
+    settings = {name: value for name, value in limited.items() if value is not None}
+    shards = SeedbedShardOperator.partial(task_id="shard", pipeline=path, **settings).expand(shard=plan.output)
+    finish = SeedbedFinishOperator(task_id="finish", pipeline=path, shards=plan.output, asset=asset(pipeline))
+    shards >> finish
+
+
+def _defaults(said: AirflowConfig) -> dict[str, Any]:
+    owner = {} if said.owner is None else {"owner": said.owner}
+    return {"retries": said.retries, "retry_delay": said.retry_wait, **owner}
+
+
+def _deadline(found: Headline) -> DeadlineAlert | None:
+    if (after := found.airflow.deadline_after) is None:
+        return None
+    told = {"pipeline": found.name, "after": found.airflow.deadline}
+    return DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT, interval=after, callback=AsyncCallback(missed, told)
     )
-    def build() -> None:
-        sync(str(path))
-
-    return build()
-
-
-@task(task_id="sync")
-def sync(path: str) -> dict[str, Any]:
-    """Runs the pipeline; its counts are the result. Rows that failed are a warning, a brake fails without retry."""
-    from seedbed import load
-    from seedbed.errors import Fatal, Refused
-
-    try:
-        report = load(path).sync()
-    except (ConfigError, Refused, Fatal) as error:
-        raise AirflowFailException(str(error)) from error
-    if report.refused is not None:
-        raise AirflowFailException(str(report.refused))
-    if report.exit_code == 1:
-        raise RuntimeError(f"{path}: {'; '.join(f'sink {n}: {s.error}' for n, s in report.sinks.items() if s.error)}")
-    if report.newly_failed:
-        log.warning(
-            "%d rows newly failed and keep their old vectors; the first: %s", report.newly_failed, report.first_failure
-        )
-    return report.as_dict()

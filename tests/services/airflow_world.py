@@ -1,0 +1,91 @@
+"""A real Airflow with what its pipelines work on: a table, an emulated Ark, two Postgres stores."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from seedbed.testing.ark import ArkEmulator
+from services.airflow import Airflow, airflow
+from services.airflow_api import Api
+from services.postgres import fresh_database
+
+DAGS = Path(__file__).parents[2] / "dags"
+MODEL = "doubao-embedding-vision-250615"
+
+
+@dataclass
+class World:
+    """What the tests share: `shop` is the database of the tables and of the ledger, `urls` are those of the stores."""
+
+    airflow: Airflow
+    pipelines: Path
+    ark: ArkEmulator
+    shop: str
+    urls: dict[str, str]
+    connections: dict[str, psycopg.Connection[Any]] = field(default_factory=dict)
+
+    @property
+    def api(self) -> Api:
+        return self.airflow.api
+
+    def sql(self, statement: str, where: str = "") -> list[Any]:
+        url = self.urls[where] if where else self.shop
+        if url not in self.connections:
+            self.connections[url] = psycopg.connect(url, autocommit=True)
+        cursor = self.connections[url].execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+    def declare(self, name: str, text: str) -> str:
+        """Writes a pipeline file; its DAG's id, once Airflow has it."""
+        (self.pipelines / f"{name}.toml").write_text(text, encoding="utf-8")
+        self.api.dag(f"seedbed_{name}")
+        return f"seedbed_{name}"
+
+    def run(self, dag_id: str, conf: dict[str, Any] | None = None, state: str = "success") -> str:
+        """A run that has ended so."""
+        run = self.api.trigger(dag_id, conf)
+        self.api.finished(dag_id, run, state, 120)
+        return run
+
+    def told(self, dag_id: str, run: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.api.xcom(dag_id, run, "finish")
+        return found
+
+
+@contextmanager
+def opened() -> Iterator[World]:
+    """Ends with all that it started."""
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(dir=os.environ["SEEDBED_TEST_RUN"]))
+        folder.chmod(0o755)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        pipelines = folder / "pipelines"
+        pipelines.mkdir()
+        shop, first, metadata = (stack.enter_context(fresh_database("18")) for _ in range(3))
+        second = stack.enter_context(fresh_database("15"))
+        for url in (first, second):
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute("create extension if not exists vector")
+        ark = ArkEmulator()
+        env = {
+            "SEEDBED_PIPELINES": str(pipelines),
+            "SHOP_URL": shop,
+            "FIRST_URL": first,
+            "SECOND_URL": second,
+            "ARK_URL": f"ark:{MODEL}?endpoint={stack.enter_context(ark.serving())}",
+        }
+        files = [*DAGS.glob("*.py"), *DAGS.glob("examples/*.py")]
+        started = stack.enter_context(airflow(folder, metadata, dags=files, env=env))
+        made = World(started, pipelines, ark, shop, {"first": first, "second": second})
+        yield made
+        for connection in made.connections.values():
+            connection.close()
