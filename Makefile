@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CODE := connectors tests dags benchmarks udf
+CODE := connectors tests dags benchmarks udf docker
 
 .PHONY: demo test check soak wheel clean
 
@@ -18,7 +18,7 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy connectors tests dags benchmarks udf/udf.py udf/exchange.py udf/columns.py udf/compose.py
+	$(BIN)/mypy connectors tests dags benchmarks docker/health.py udf/udf.py udf/exchange.py udf/columns.py udf/compose.py
 
 # The long runs: fifty kills, a million rows. Their tables are committed under benchmarks/.
 soak: $(READY)

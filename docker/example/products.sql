@@ -1,0 +1,40 @@
+-- A shop's products, for docker/example/products.toml.
+CREATE TABLE IF NOT EXISTS public.product (
+    id integer PRIMARY KEY,
+    title text NOT NULL,
+    category text NOT NULL,
+    price double precision NOT NULL,
+    description text NOT NULL
+);
+INSERT INTO public.product (id, title, category, price, description) VALUES
+    (1, 'Trail running shoes', 'Shoes', 119.00, 'Light shoes with a grippy sole for muddy paths and steep descents.'),
+    (2, 'City running shoes', 'Shoes', 95.00, 'Cushioned road shoes for long, even kilometres on asphalt.'),
+    (3, 'Leather hiking boots', 'Shoes', 189.00, 'Ankle-high boots of full-grain leather, waterproof, for rocky ground.'),
+    (4, 'Canvas sneakers', 'Shoes', 49.00, 'Everyday low-top sneakers of cotton canvas with a rubber toe cap.'),
+    (5, 'Wool slippers', 'Shoes', 35.00, 'Felted house shoes that keep feet warm on stone floors.'),
+    (6, 'Rain jacket', 'Clothes', 129.00, 'A packable shell with taped seams and a hood that fits over a helmet.'),
+    (7, 'Down jacket', 'Clothes', 210.00, 'A very light jacket filled with goose down for dry, freezing days.'),
+    (8, 'Merino base layer', 'Clothes', 65.00, 'A thin long-sleeved shirt of fine wool that does not smell after a week.'),
+    (9, 'Linen shirt', 'Clothes', 59.00, 'A loose shirt for hot summer days, dyed with indigo.'),
+    (10, 'Wool coat', 'Clothes', 249.00, 'A knee-length coat of boiled wool with horn buttons.'),
+    (11, 'Two-person tent', 'Camping', 329.00, 'A free-standing tent with two entrances that two people pitch in five minutes.'),
+    (12, 'Three-season sleeping bag', 'Camping', 159.00, 'Comfortable down to minus two degrees, with a zip on either side.'),
+    (13, 'Inflatable sleeping mat', 'Camping', 89.00, 'A quiet, insulated mat that packs to the size of a bottle.'),
+    (14, 'Gas stove', 'Camping', 45.00, 'A folding burner that boils a litre of water in three minutes.'),
+    (15, 'Head torch', 'Camping', 39.00, 'A rechargeable lamp with a red light for reading maps at night.'),
+    (16, 'Cast iron pan', 'Kitchen', 55.00, 'A heavy pan for searing meat and baking cornbread, seasoned at the works.'),
+    (17, 'Chef''s knife', 'Kitchen', 98.00, 'A forged blade of twenty centimetres for vegetables, fish and herbs.'),
+    (18, 'Pour-over coffee set', 'Kitchen', 42.00, 'A glass carafe with a steel filter for clear, mild coffee.'),
+    (19, 'Espresso machine', 'Kitchen', 449.00, 'A small lever machine that pulls a short, strong coffee by hand.'),
+    (20, 'Bread proofing basket', 'Kitchen', 22.00, 'A rattan basket in which sourdough rises and keeps its shape.'),
+    (21, 'Mechanical keyboard', 'Desk', 139.00, 'A compact keyboard with tactile switches and keys that can be exchanged.'),
+    (22, 'Vertical mouse', 'Desk', 59.00, 'A mouse that is held like a handshake, easy on the wrist.'),
+    (23, 'Desk lamp', 'Desk', 79.00, 'A jointed lamp whose light goes from candle-warm to daylight.'),
+    (24, 'Noise-cancelling headphones', 'Desk', 279.00, 'Over-ear headphones that hush a train and play for thirty hours.'),
+    (25, 'Fountain pen', 'Desk', 69.00, 'A piston pen with a steel nib, for letters and long notes.'),
+    (26, 'Yoga mat', 'Sport', 48.00, 'A natural rubber mat that does not slip when hands get wet.'),
+    (27, 'Kettlebell, 16 kg', 'Sport', 62.00, 'A single cast weight with a wide handle for swings and presses.'),
+    (28, 'Climbing rope', 'Sport', 149.00, 'A dynamic rope of sixty metres with a dry treatment against wet and dirt.'),
+    (29, 'Bicycle pump', 'Sport', 37.00, 'A floor pump with a gauge that fits every valve.'),
+    (30, 'Swimming goggles', 'Sport', 24.00, 'Goggles with anti-fog lenses and a soft seal for open water.')
+ON CONFLICT (id) DO NOTHING;
