@@ -1,4 +1,4 @@
-"""The DAG files under a real Airflow: parsed in a process of their own, run by `dag.test()`."""
+"""The DAG files as Airflow parses them in a process of its own, and each run by `dag.test()`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+
+from seedbed import load
+
+pytestmark = pytest.mark.xdist_group("airflow")
 
 DAGS = Path(__file__).parents[2] / "dags"
 
@@ -17,56 +22,78 @@ PIPELINE = """
 name = "{name}"
 source.url = "${{SEEDBED_TEST_URL}}"
 source.table = "item"
+source.changes = "{changes}"
 content.text = "{{title}}"
 embedder.url = "hash:16"
 sink = [{{ url = "${{SEEDBED_TEST_URL}}", collection = "{name}" }}]
-airflow.schedule = "@daily"
+ledger.url = "${{SEEDBED_TEST_URL}}"
+airflow = {{ schedule = "@daily", shards = 2, retries = 0, deadline = "2h", pool = "default_pool", queue = "gpu" }}
 """
 
-# Heavy modules are looked for before the run, which loads what it needs.
+# Heavy modules are looked for before the runs, which load what they need.
 PROGRAM = """
 import json, sys
 from airflow.utils.db import initdb
 initdb()
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag({dags!r})
-heavy = sorted({{"torch", "transformers", "pymilvus", "qdrant_client", "pgvector"}} & set(sys.modules))
+heavy = sorted({{"torch", "transformers", "pymilvus", "qdrant_client", "pgvector", "psycopg"}} & set(sys.modules))
 found = {{id: str(dag.schedule) for id, dag in bag.dags.items()}}
-run = bag.dags["seedbed_items"].test()
-print("RESULT " + json.dumps({{"errors": bag.import_errors, "heavy": heavy, "dags": found, "state": str(run.state)}}))
+runs = {{}}
+for id in sorted(bag.dags):
+    if "broken" not in id:
+        runs[id] = str(bag.dags[id].test().state).rpartition(".")[2].lower()
+print("RESULT " + json.dumps({{"errors": bag.import_errors, "heavy": heavy, "dags": found, "runs": runs}}))
 """
 
 
-@pytest.mark.xdist_group("airflow")
-def test_each_pipeline_file_becomes_a_dag_that_runs(tmp_path: Path, pg_url: str) -> None:
+@pytest.fixture
+def result(tmp_path: Path, pg_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     pipelines = tmp_path / "pipelines"
     pipelines.mkdir()
-    for name in ("items", "others"):
-        (pipelines / f"{name}.toml").write_text(PIPELINE.format(name=name), encoding="utf-8")
+    monkeypatch.setenv("SEEDBED_TEST_URL", pg_url)
+    for name, changes in (("products", "scan"), ("watched", "queue")):
+        (pipelines / f"{name}.toml").write_text(PIPELINE.format(name=name, changes=changes), encoding="utf-8")
     (pipelines / "broken.toml").write_text('name = "broken"\nsorce = {}\n', encoding="utf-8")
     with psycopg.connect(pg_url, autocommit=True) as connection:
         connection.execute("create table item (id int primary key, title text)")
         connection.execute("insert into item select n, 'title ' || n from generate_series(1, 20) n")
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(dags=str(DAGS))],
-            env={
-                **os.environ,
-                "AIRFLOW_HOME": str(tmp_path / "airflow"),
-                "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
-                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-                "SEEDBED_PIPELINES": str(pipelines),
-                "SEEDBED_TEST_URL": pg_url,
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-        result = json.loads(line.removeprefix("RESULT "))
-        assert result["errors"] == {}
-        assert result["dags"] == {"seedbed_items": "@daily", "seedbed_others": "@daily"}
-        assert result["state"].endswith("success")
-        assert result["heavy"] == []
-        stored = connection.execute("select count(*) from items").fetchone()
-    assert stored == (20,)
+        load(pipelines / "watched.toml").watch()
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(dags=str(DAGS))],
+        env={
+            **os.environ,
+            "AIRFLOW_HOME": str(tmp_path / "airflow"),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "SEEDBED_PIPELINES": str(pipelines),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+    return found
+
+
+def test_each_file_is_parsed_without_a_connection_and_its_dags_run(result: dict[str, Any], pg_url: str) -> None:
+    assert result["errors"] == {}
+    assert result["heavy"] == []
+    assert {id: result["dags"][id] for id in ("seedbed_products", "seedbed_watched")} == {
+        "seedbed_products": "@daily",
+        "seedbed_watched": "@daily",
+    }
+    ran = {
+        "seedbed_products",
+        "seedbed_watched",
+        "seedbed_watched_on_change",
+        "seedbed_example_by_hand",
+        "seedbed_example_kubernetes",
+    }
+    assert {id: state for id, state in result["runs"].items() if id in ran} == dict.fromkeys(ran, "success")
+    assert "seedbed_example_downstream" in result["runs"]
+    with psycopg.connect(pg_url) as connection:
+        for collection in ("products", "watched"):
+            assert connection.execute(f"select count(*) from {collection}".encode()).fetchone() == (20,)

@@ -21,6 +21,22 @@ from services.postgres import fresh_database
 DAGS = Path(__file__).parents[2] / "dags"
 MODEL = "doubao-embedding-vision-250615"
 
+PIPELINE = """
+name = "{name}"
+source.url = "${{SHOP_URL}}"
+source.table = "{name}"
+content.text = "{{title}}"
+embedder = {{ url = "${{ARK_URL}}", api_key = "k", dimensions = 1024, rpm = 1000000, tpm = 0 }}
+sink = [
+    {{ name = "first", url = "${{FIRST_URL}}", collection = "{name}" }},
+    {{ name = "second", url = "${{SECOND_URL}}", collection = "{name}" }},
+]
+ledger.url = "${{SHOP_URL}}"
+prices.text = 0.7
+airflow = {{ retry_delay = "1s", shards = {shards}, tags = ["shop"], owner = "ana" }}
+{more}
+"""
+
 
 @dataclass
 class World:
@@ -47,8 +63,15 @@ class World:
     def declare(self, name: str, text: str) -> str:
         """Writes a pipeline file; its DAG's id, once Airflow has it."""
         (self.pipelines / f"{name}.toml").write_text(text, encoding="utf-8")
+        self.parse()
         self.api.dag(f"seedbed_{name}")
         return f"seedbed_{name}"
+
+    def parse(self) -> None:
+        """Has Airflow read the files of DAGs again."""
+        tokens = {dag["file_token"] for dag in self.api.call("GET", "/dags", limit=100)["dags"]}
+        for token in tokens:
+            self.api.call("PUT", f"/parseDagFile/{token}")
 
     def run(self, dag_id: str, conf: dict[str, Any] | None = None, state: str = "success") -> str:
         """A run that has ended so."""
@@ -75,15 +98,24 @@ def opened() -> Iterator[World]:
         for url in (first, second):
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute("create extension if not exists vector")
+        for name, more in (("small", ""), ("watched", 'source.changes = "queue"')):
+            (pipelines / f"{name}.toml").write_text(PIPELINE.format(name=name, shards=2, more=more), encoding="utf-8")
         ark = ArkEmulator()
         env = {
+            # A worker that died without a word is missed in seconds, not in five minutes.
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+            "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "3",
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "6",
+            # `declare` asks for it: files that are parsed again and again take a processor.
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
             "SEEDBED_PIPELINES": str(pipelines),
             "SHOP_URL": shop,
             "FIRST_URL": first,
             "SECOND_URL": second,
             "ARK_URL": f"ark:{MODEL}?endpoint={stack.enter_context(ark.serving())}",
         }
-        files = [*DAGS.glob("*.py"), *DAGS.glob("examples/*.py")]
+        files = [*DAGS.glob("*.py"), DAGS / "examples" / "downstream.py"]
         started = stack.enter_context(airflow(folder, metadata, dags=files, env=env))
         made = World(started, pipelines, ark, shop, {"first": first, "second": second})
         yield made

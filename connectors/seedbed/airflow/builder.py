@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Asset, AssetWatcher, Param
+from airflow.sdk import DAG, Asset, AssetWatcher, Param, get_parsing_context
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from seedbed.airflow.broken import broken
 from seedbed.airflow.deadlines import missed
-from seedbed.airflow.operators import SeedbedFinishOperator, SeedbedPlanOperator, SeedbedShardOperator
+from seedbed.airflow.operators import SHARD_NAME, SeedbedFinishOperator, SeedbedPlanOperator, SeedbedShardOperator
 from seedbed.declaration import AirflowConfig, Headline, headline
 from seedbed.errors import ConfigError
 
@@ -53,6 +53,7 @@ def dags(*, on_change: bool = False) -> dict[str, DAG]:
 
     Parsing reads the files alone: it opens no connection and reads no secret.
     """
+    wanted = get_parsing_context().dag_id  # by a worker: one task's DAG, of which there may be hundreds here
     built: dict[str, DAG] = {}
     named: dict[str, Path] = {}
     for path in _files():
@@ -60,9 +61,11 @@ def dags(*, on_change: bool = False) -> dict[str, DAG]:
             found = headline(path)
             if (other := named.setdefault(found.name, path)) != path:
                 raise ConfigError(f"{path}: {other} is called {found.name!r} too", setting="name")
+            if wanted is not None and wanted != _dag_id(found.name, on_change=on_change):
+                continue
             made = dag_of(path, found, on_change=on_change)
         except ConfigError as error:
-            made = None if on_change else broken(path, error)
+            made = None if on_change or wanted is not None else broken(path, error)
         if made is not None:
             built[made.dag_id] = made
     return built
@@ -72,6 +75,10 @@ def _files() -> Iterator[Path]:
     for folder in os.environ.get(VARIABLE, "").split(os.pathsep):
         if folder:
             yield from sorted(Path(folder).glob("*.toml"))
+
+
+def _dag_id(pipeline: str, *, on_change: bool) -> str:
+    return f"seedbed_{pipeline}_on_change" if on_change else f"seedbed_{pipeline}"
 
 
 def asset(pipeline: str) -> Asset:
@@ -94,7 +101,7 @@ def dag_of(path: Path | str, found: Headline | None = None, *, on_change: bool =
         return None
     said = found.airflow
     with DAG(
-        dag_id=f"seedbed_{found.name}_on_change" if on_change else f"seedbed_{found.name}",
+        dag_id=_dag_id(found.name, on_change=on_change),
         schedule=[changes(path, found.name)] if on_change else said.schedule,
         start_date=_BEGIN,
         catchup=False,
@@ -114,7 +121,9 @@ def run_of(path: str, pipeline: str, said: AirflowConfig) -> None:
     plan = SeedbedPlanOperator(task_id="plan", pipeline=path, shards=said.shards)
     limited: dict[str, Any] = {"pool": said.pool, "queue": said.queue, "max_active_tis_per_dagrun": said.parallel}
     settings = {name: value for name, value in limited.items() if value is not None}
-    shards = SeedbedShardOperator.partial(task_id="shard", pipeline=path, **settings).expand(shard=plan.output)
+    shards = SeedbedShardOperator.partial(
+        task_id="shard", pipeline=path, map_index_template=SHARD_NAME, **settings
+    ).expand(shard=plan.output)
     finish = SeedbedFinishOperator(task_id="finish", pipeline=path, shards=plan.output, asset=asset(pipeline))
     shards >> finish
 
