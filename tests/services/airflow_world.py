@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 
+from seedbed import Pipeline
 from seedbed.testing.ark import ArkEmulator
 from services.airflow import Airflow, airflow
 from services.airflow_api import Api
@@ -28,12 +29,15 @@ source.table = "{name}"
 content.text = "{{title}}"
 embedder = {{ url = "${{ARK_URL}}", api_key = "k", dimensions = 1024, rpm = 1000000, tpm = 0 }}
 sink = [
-    {{ name = "first", url = "${{FIRST_URL}}", collection = "{name}" }},
-    {{ name = "second", url = "${{SECOND_URL}}", collection = "{name}" }},
+    {{ name = "first", url = "${{FIRST_URL}}&index=none", collection = "{name}" }},
+    {{ name = "second", url = "${{SECOND_URL}}&index=none", collection = "{name}" }},
 ]
 ledger.url = "${{SHOP_URL}}"
 prices.text = 0.7
-airflow = {{ retry_delay = "1s", shards = {shards}, tags = ["shop"], owner = "ana" }}
+airflow.retry_delay = "1s"
+airflow.shards = {shards}
+airflow.tags = ["shop"]
+airflow.owner = "ana"
 {more}
 """
 
@@ -98,6 +102,18 @@ def opened() -> Iterator[World]:
         for url in (first, second):
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute("create extension if not exists vector")
+        with psycopg.connect(shop, autocommit=True) as connection:
+            connection.execute("create table watched (id int primary key, title text not null)")
+            connection.execute("insert into watched select n, 'watched number ' || n from generate_series(1, 5) n")
+        queued = {"url": shop, "table": "watched", "changes": "queue"}
+        watched = Pipeline(
+            name="watched",
+            source=queued,
+            content={"text": "{title}"},
+            embedder={"url": "hash:8"},
+            sink=[{"url": "memory:"}],
+        )
+        watched.watch()
         for name, more in (("small", ""), ("watched", 'source.changes = "queue"')):
             (pipelines / f"{name}.toml").write_text(PIPELINE.format(name=name, shards=2, more=more), encoding="utf-8")
         ark = ArkEmulator()

@@ -129,6 +129,23 @@ def test_a_later_run_ends_one_that_nobody_works_on(bench: Bench) -> None:
     bench.in_step()
 
 
+def test_a_run_whose_scheduler_is_not_done_with_it_is_not_given_up(bench: Bench) -> None:
+    old = bench.pipeline.begin_run(label="night", shards=2)
+    with pytest.raises(AlreadyRunning, match="night is not done yet"):
+        bench.pipeline.begin_run(label="next night", shards=2, lives=lambda label: label == "night")
+    bench.pipeline.run_shard(old[0])
+
+
+def test_a_run_that_is_opened_meanwhile_is_not_given_up(bench: Bench) -> None:
+    def asked(label: str) -> bool:
+        bench.pipeline.begin_run(label="in between", shards=2)
+        return False
+
+    bench.pipeline.begin_run(label="night", shards=2)
+    with pytest.raises(AlreadyRunning, match="in between is not done yet"):
+        bench.pipeline.begin_run(label="next night", shards=2, lives=asked)
+
+
 def test_nobody_else_runs_while_a_shard_is_worked_on(bench: Bench) -> None:
     pieces = bench.pipeline.begin_run(label="night", shards=2)
     ledger = open_ledger(bench.url)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from seedbed.report import SyncReport
 
 SHARD_NAME = "{{ seedbed_shard }}"
-_WAIT = timedelta(seconds=30)
-_MOST_WAITS = 2 * 60 * 12
-"""Of half a minute each: a run that waits for another gives up after twelve hours."""
+_WAIT = timedelta(seconds=15)
+_MOST_WAITS = 4 * 60 * 12
+"""Of a quarter of a minute each: a run that waits for another gives up after twelve hours."""
 
 
 @contextmanager
@@ -271,9 +271,10 @@ def _unfinished(context: Context, other: str) -> bool:
         return False
     state: Callable[..., str] = type(context["ti"]).get_dagrun_state
     try:
-        return str(state(words[1], words[2])) in ("running", "queued")
+        # By value: it may be an enumeration, whose str() is another.
+        return state(words[1], words[2]) in ("running", "queued")
     except Exception as error:  # noqa: BLE001 - whatever Airflow raises for a run that it does not know (any more)
-        telling.log.info("%s: %s", other, error)
+        telling.log.warning("%s: %r", other, error)
         return False
 
 

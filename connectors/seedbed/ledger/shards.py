@@ -8,7 +8,7 @@ until the lease runs out, and commits no more once another has taken it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from seedbed.diff import Gone
@@ -48,9 +48,11 @@ class Shards:
 
     # --- runs ---------------------------------------------------------------------------------------
 
-    def open(self, pipeline_id: int, who: str, plan: dict[str, Any], ranges: Sequence[KeyRange | None]) -> int:
-        """A new shared run with a shard for each range (None: not by key) and a last one that finishes it. Raises
-        AlreadyRunning while somebody works on an earlier one."""
+    def open(
+        self, pipeline_id: int, who: str, plan: dict[str, Any], ranges: Sequence[KeyRange | None], left: Collection[str]
+    ) -> int:
+        """A new shared run with a shard for each range (None: not by key) and a last one that finishes it. Unfinished
+        ones of the names `left` are given up. Raises AlreadyRunning where there is another, or somebody at work."""
         ledger = self._ledger
         with ledger._transaction():
             # Two that open one at a time: the second waits here.
@@ -61,6 +63,8 @@ class Shards:
                 raise AlreadyRunning(
                     f"this pipeline is being run by {running[0][0]}", setting="ledger.url", hint="run again later"
                 )
+            if others := [other for other in self.unfinished(pipeline_id) if other not in left]:
+                raise AlreadyRunning(f"{others[0]} is not done yet", setting="ledger.url", hint="run again later")
             ledger.end_shared(pipeline_id)
             run = ledger.add_run(pipeline_id, who, plan=json.dumps(plan))
             shards = [*ranges, None]

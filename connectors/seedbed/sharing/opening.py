@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from seedbed.delivery import Delivery
-from seedbed.errors import AlreadyRunning, ConfigError, SeedbedError
+from seedbed.errors import ConfigError, SeedbedError
 from seedbed.identity import KeyRange
 from seedbed.ledger import State
 from seedbed.ledger.shards import Shards, SharedRun
@@ -49,10 +49,8 @@ def begin_run(
         run = book.resumable(pipeline, label)
         agreed = {"declared": declared(session), "options": told(session, options)}
         if run is None or any(run.plan[name] != value for name, value in agreed.items()):
-            for other in book.unfinished(pipeline):
-                if other != label and lives(other):
-                    raise AlreadyRunning(f"{other} is not done yet", setting="ledger.url", hint="run again later")
-            run = _Opening(session, options, book, pipeline).open(label, agreed, shards)
+            left = [other for other in book.unfinished(pipeline) if other == label or not lives(other)]
+            run = _Opening(session, options, book, pipeline).open(label, agreed, shards, left)
         count = len(book.records(run.id)) - 1
         host = None if ledger.shared else socket.gethostname()
         return [Shard(run.id, number, count, host) for number in range(count)]
@@ -65,7 +63,7 @@ class _Opening:
         self._session, self._options, self._book, self._pipeline = session, options, book, pipeline
         self._by_watermark = session.declaration.source.changes == "watermark"
 
-    def open(self, label: str, agreed: dict[str, Any], most: int) -> SharedRun:
+    def open(self, label: str, agreed: dict[str, Any], most: int, left: Sequence[str]) -> SharedRun:
         ledger = self._session.ledger
         state = ledger.state(self._pipeline)
         taking = Taking.of(self._session, state, narrowed=False, full=self._options.full)
@@ -78,7 +76,7 @@ class _Opening:
                 "horizon": self._horizon(),
             }
             ranges: Sequence[KeyRange | None] = [None] * self._workers(most) if taking.partly else self._ranges(most)
-            run = self._book.open(self._pipeline, label, plan, ranges)
+            run = self._book.open(self._pipeline, label, plan, ranges, left)
             try:
                 self._check(state, taking, run, plan["since"])
             except BaseException as error:
