@@ -14,7 +14,7 @@ import pytest
 
 from seedbed import load
 
-pytestmark = pytest.mark.xdist_group("airflow")
+pytestmark = pytest.mark.xdist_group("airflow alone")
 
 DAGS = Path(__file__).parents[2] / "dags"
 

@@ -25,7 +25,7 @@ from services.airflow_program import ran
 from services.postgres import PASSWORD
 from services.qdrant_double import QdrantDouble
 
-pytestmark = pytest.mark.xdist_group("airflow")
+pytestmark = pytest.mark.xdist_group("airflow alone")
 KEY = "sk-never-shown"
 ARK = "doubao-embedding-vision-250615"
 

@@ -22,7 +22,7 @@ import seedbed
 from seedbed.airflow.pace import AGAIN, Pace
 from seedbed.sources.pg_lookout import Seen
 
-pytestmark = pytest.mark.xdist_group("airflow")
+pytestmark = pytest.mark.xdist_group("airflow alone")
 
 PIPELINE = """
 name = "items"
