@@ -175,15 +175,17 @@ class Delivery:
         return self._session.ledger.count(live.destination, math.ceil(rows) + fresh) - fresh >= rows
 
     def _delete_from(self, live: Live, spool: GoneRows, check: Callable[[Sequence[str]], None]) -> Iterator[list[Gone]]:
+        left = spool.counts.get(live.writer.number, 0)
         for batch in spool.batches(live.writer.number):
             check([gone.key for gone in batch])
             try:
                 with live.timed():
                     live.writer.remove(batch)
             except ServiceError as error:
-                self._down(live, error, spool.counts[live.writer.number] - live.counts.deleted)
+                self._down(live, error, left)
                 return
             live.counts.deleted += len(batch)
+            left -= len(batch)
             yield batch
 
     # --- finishing ----------------------------------------------------------------------------------

@@ -51,3 +51,8 @@ def resolve(url: str, base: Path) -> str:
         return url
     scheme, path = found.groups()
     return f"{scheme or ''}{os.path.normpath(base / os.path.expanduser(path))}"
+
+
+def in_folder(url: str) -> bool:
+    """Whether a ledger's, a store's or a database's URL is of something that stands in a folder of this machine."""
+    return url.startswith("sqlite:") or "+embedded:" in url.partition("/")[0]

@@ -54,14 +54,15 @@ class ShardWorker:
         return {"counts": [json.dumps(counts) for counts, _ in done], "error": [error for _, error in done]}
 
     def _work(self, factory: Factory, shard: Shard) -> tuple[dict[str, Any], str]:
-        if self._session is None:
-            self._session = factory.make().open(writes=True)
         try:
+            if self._session is None:
+                self._session = factory.make().open(writes=True)
             return run_shard(self._session, shard).as_attempt(), ""
         except SeedbedError as error:
             # What is wrong with one of its parts may be wrong with the next shard too.
-            session, self._session = self._session, None
-            session.__exit__(None, None, None)
+            if self._session is not None:
+                self._session.__exit__(None, None, None)
+                self._session = None
             return {}, pickle.dumps(error).hex()
 
 
@@ -96,7 +97,7 @@ def run(
         finally:
             if started:
                 ray.shutdown()
-    return pipeline.finish_run(pieces[0], progress=progress)
+    return pipeline.finish_run(pieces[0], progress=progress, stop=stop)
 
 
 def _work(

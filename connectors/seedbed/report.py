@@ -126,7 +126,7 @@ class SyncReport:
     def less(self, before: SyncReport) -> SyncReport:
         """What has come since this report stood as `before`."""
         since = replace(self, **{name: getattr(self, name) - getattr(before, name) for name in (*_SPENT, *_MET)})
-        since.cost = None if self.cost is None else self.cost - (before.cost or 0.0)
+        since.cost = None  # each attempt's own, by its embedder's usage
         since.sinks = {name: counts.less(before.sinks.get(name, SinkCounts())) for name, counts in self.sinks.items()}
         return since
 

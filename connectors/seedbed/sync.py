@@ -53,10 +53,11 @@ def sync(
     progress: Callable[[SyncReport], None] = lambda report: None,
     stop: threading.Event | None = None,
     held: Held | None = None,
+    report: SyncReport | None = None,
 ) -> SyncReport:
     """Runs a pipeline once. Raises what stops a run as a whole; one sink's failure is in the report. `held`: as a shard
-    of a shared run."""
-    return _Run(session, options or SyncOptions(), progress, stop or threading.Event(), held).run()
+    of a shared run, whose attempt fills `report` and records its end itself."""
+    return _Run(session, options or SyncOptions(), progress, stop or threading.Event(), held, report).run()
 
 
 def worker() -> str:
@@ -106,13 +107,14 @@ class _Run:
         progress: Callable[[SyncReport], None],
         stop: threading.Event,
         held: Held | None,
+        report: SyncReport | None,
     ) -> None:
         self._session = session
         self._options = options
         self._progress = progress
         self._stop = stop
         self._held = held
-        self._report = SyncReport()
+        self._report = report or SyncReport()
         self._before = session.usage
         self._started = time.monotonic()
 
@@ -130,7 +132,7 @@ class _Run:
             return self._locked(name, ledger)
         finally:
             self._taking.release()
-            ledger.unlock()
+            ledger.unlock(run=self._held is None)
 
     def _locked(self, name: str, ledger: Ledger) -> SyncReport:
         alone = not self._taking.partly
@@ -163,7 +165,8 @@ class _Run:
 
     def _end(self, outcome: str) -> None:
         self._report.seconds = time.monotonic() - self._started
-        end(self._session, self._run_id, self._report, outcome, self._before)
+        if self._held is None:
+            end(self._session, self._run_id, self._report, outcome, self._before)
 
     def _new_passing(self) -> Passing:
         return Passing(
@@ -249,7 +252,9 @@ def retry_left_behind(
             seen.update(page.keys, page.failed)
             yield page
 
+    passing.remember_failures()
     passing.run(pages(), spool, derive=False)
     for number, entries in enumerate(doubtful):
         spool.add(Gone(number, e.position, e.key, e.points) for e in entries if e.key not in seen)
+    passing.forget_failures()
     ledger.forget_failures(pipeline_id, [f.position for f in failed if f.key not in seen])

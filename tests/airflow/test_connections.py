@@ -309,7 +309,8 @@ def test_a_table_that_does_not_fit_its_connection_is_named(change: Any, setting:
 def test_a_headline_asks_for_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "fetched", lambda *_: pytest.fail("asked"))
     file = tmp_path / "p.toml"
-    file.write_text('name = "p"\n[source]\nconn_id = "shop"\nurl = "${NOT_SET}"\n', encoding="utf-8")
+    rest = 'content.text = "{t}"\nembedder.url = "hash:8"\nsink = [{ url = "memory:" }]\n'
+    file.write_text(f'name = "p"\n{rest}[source]\nconn_id = "shop"\nurl = "${{NOT_SET}}"\n', encoding="utf-8")
     assert headline(file).name == "p"
 
 

@@ -280,6 +280,22 @@ def test_a_broken_file_is_an_import_error_of_its_own(world: World, small: str) -
     world.run(small)
 
 
+def test_a_wrong_schedule_costs_its_own_dag_alone(world: World, small: str) -> None:
+    text = PIPELINE.format(name="never", shards=1, more='airflow.schedule = "61 * * * *"\n')
+    (world.pipelines / "never.toml").write_text(text, encoding="utf-8")
+    world.parse()
+
+    def found() -> str | None:
+        errors: dict[str, str] = world.api.import_errors()
+        return next((trace for name, trace in errors.items() if name.endswith("never.toml")), None)
+
+    trace = world.api.until(lambda: f"the import error, {world.api.import_errors()}", found)
+    line = text[: text.index("airflow.schedule")].count("\n") + 1
+    assert f"never.toml:{line}: [61 * * * *] is not acceptable" in trace
+    assert not world.api.dag(small)["has_import_errors"]
+    (world.pipelines / "never.toml").unlink()
+
+
 @pytest.mark.parametrize(
     "conf", [{"tokens": 0}, {"money": -1}, {"tokens": "many"}, {"full_refresh": "perhaps"}], ids=str
 )

@@ -15,7 +15,9 @@ from seedbed import Pipeline
 from seedbed.errors import AlreadyRunning, ConfigError, LeaseLost, Refused, Transient
 from seedbed.ledger import Destination, Entry, Ledger, open_ledger
 from seedbed.ledger.shards import Shards
+from seedbed.retry import Patience
 from seedbed.sharing import Shard
+from seedbed.sharing.attempt import Attempt
 from seedbed.sinks.pgvector import PgvectorSink
 
 ROWS = 400
@@ -211,8 +213,6 @@ def test_a_stale_token_commits_nothing_and_leaves_its_rows_in_doubt(
 
 
 def test_no_write_begins_once_another_has_the_shard(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even the first, where the lease is too short for a write and is asked for again."""
-    monkeypatch.setattr("seedbed.sharing.lease.WRITE_SECONDS", 1e9)
     pieces = bench.pipeline.begin_run(label="night", shards=1)
     written: list[int] = []
 
@@ -230,6 +230,93 @@ def test_no_write_begins_once_another_has_the_shard(bench: Bench, monkeypatch: p
     with pytest.raises(LeaseLost):
         bench.pipeline.run_shard(pieces[0])
     assert written == []
+
+
+def test_who_has_lost_the_ledger_writes_no_more(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its connection it has lost the lock that says that it lives, whatever its clock says of the lease."""
+    pieces = bench.pipeline.begin_run(label="night", shards=1)
+    real, written = Ledger.intend, list[int]()
+
+    def cut(self: Ledger, destination: Destination, entries: Sequence[Entry]) -> int:
+        number = real(self, destination, entries)
+        bench.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+            " and query like '%seedbed_ledger%' or query like '%insert into intent%' and pid <> pg_backend_pid()"
+        )
+        return number
+
+    monkeypatch.setattr(Ledger, "intend", cut)
+    monkeypatch.setattr(Patience, "run", lambda self, call: call())
+    with monkeypatch.context() as patched:
+        patched.setattr(PgvectorSink, "upsert", lambda self, points: written.append(len(points)))
+        with pytest.raises(Transient):
+            bench.pipeline.run_shard(pieces[0])
+    assert written == []
+    monkeypatch.setattr(Ledger, "intend", real)
+    assert bench.pipeline.run_shard(pieces[0]).cached == ROWS
+    bench.pipeline.finish_run(pieces[0])
+    bench.in_step()
+
+
+def test_a_plan_that_died_before_its_checks_does_not_go_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run("first")
+    bench.declared["content"] = {"text": "{body}!"}
+    with monkeypatch.context() as patched:
+        patched.setattr("seedbed.sharing.opening._Opening._check", lambda *arguments: os_exit())
+        patched.setattr(Ledger, "end", lambda *arguments: None)  # a process that is killed says nothing
+        with pytest.raises(Killed):
+            bench.pipeline.begin_run(label="second", shards=4)
+    with pytest.raises(Refused, match="400 of 400 rows would be embedded anew"):
+        bench.pipeline.begin_run(label="second", shards=4)
+
+
+class Killed(BaseException):
+    pass
+
+
+def os_exit() -> None:
+    raise Killed
+
+
+def test_a_shard_of_a_run_that_was_given_up_meanwhile_is_not_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = bench.pipeline.begin_run(label="night", shards=1)
+    real = Attempt._agree
+
+    def slow(self: Attempt) -> None:
+        real(self)
+        if self.run.id == pieces[0].run:
+            bench.pipeline.begin_run(label="next night", shards=1)
+
+    monkeypatch.setattr(Attempt, "_agree", slow)
+    with pytest.raises(Refused, match="another came after it"):
+        bench.pipeline.run_shard(pieces[0])
+
+
+def test_rows_without_a_key_fail_once_however_many_shards(bench: Bench) -> None:
+    bench.execute("create table loose (id text, part text, body text)")
+    bench.execute("insert into loose select n::text, 'x', 'row ' || n from generate_series(1, 40) n")
+    bench.execute("insert into loose values (null, 'x', 'lost'), ('7', null, 'lost too')")
+    bench.declared["source"] = {"url": bench.url, "table": "loose", "key": ["id", "part"]}
+    for shards in (1, 4):
+        told = bench.run(f"night {shards}", shards=shards)
+        assert counts(told, "shards", "failed") == (shards, 2)
+
+
+def test_no_pass_over_the_queue_runs_beside_a_reading_of_all_rows(bench: Bench) -> None:
+    bench.declared["source"] |= {"changes": "queue"}
+    bench.pipeline.watch()
+    bench.run("first")
+    ledger = open_ledger(bench.url)
+    pipeline = ledger.register("items")
+    pieces = bench.pipeline.begin_run(label="all rows", shards=2, full=True)
+    with pytest.raises(AlreadyRunning, match="all rows reads all rows"):
+        ledger.begin(pipeline, "a pass", alone=False)
+    ledger.close()
+    for piece in pieces:
+        bench.pipeline.run_shard(piece)
+    bench.pipeline.finish_run(pieces[0])
 
 
 def test_past_the_brake_deletes_are_kept_until_allowed(bench: Bench) -> None:
@@ -263,7 +350,7 @@ def test_all_shards_share_one_budget(bench: Bench) -> None:
 def test_an_end_before_all_shards_are_done_is_refused(bench: Bench) -> None:
     pieces = bench.pipeline.begin_run(label="night", shards=4)
     bench.pipeline.run_shard(pieces[0])
-    with pytest.raises(Transient, match="3 of 4 shards are not done: the first is number 1"):
+    with pytest.raises(Refused, match="3 of 4 shards are not done: the first is number 1"):
         bench.pipeline.finish_run(pieces[0])
     for piece in pieces[1:]:
         bench.pipeline.run_shard(piece)
@@ -282,7 +369,7 @@ def test_a_stop_ends_a_shard_which_then_goes_on(bench: Bench) -> None:
     stop = threading.Event()
     stop.set()
     assert bench.pipeline.run_shard(pieces[0], stop=stop).stopped
-    with pytest.raises(Transient, match="1 of 1 shards are not done"):
+    with pytest.raises(Refused, match="1 of 1 shards are not done"):
         bench.pipeline.finish_run(pieces[0])
     bench.pipeline.run_shard(pieces[0])
     assert bench.pipeline.finish_run(pieces[0]).as_dict()["embedded"] == ROWS

@@ -2,7 +2,8 @@
 
 Airflow keeps import errors by the file that a DAG says it is from, and learns of them when it reads the file of DAGs
 or writes one down. An error while reading would cost every DAG of `dags/seedbed_sync.py`; so what stands for the broken
-file is a DAG that says it is from there and cannot be written down.
+file is a DAG that says it is from there and cannot be written down. Only where DAGs are written down one by one:
+elsewhere (`dag.test()`, a bag of DAGs in a test) it would stop them all.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class BrokenPipeline(DAG):
     @relative_fileloc.setter
     def relative_fileloc(self, value: Any) -> None:
         pass  # Airflow writes the file of DAGs here
+
+
+def told_apart() -> bool:
+    """Whether this is Airflow's DAG processor, which tells errors apart by file; it says so to what it starts."""
+    return os.environ.get("_AIRFLOW_PROCESS_CONTEXT") == "client"
 
 
 def broken(path: Path, error: ConfigError) -> DAG:

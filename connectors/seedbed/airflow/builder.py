@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,15 +12,18 @@ from typing import Any
 from airflow.sdk import DAG, Asset, AssetWatcher, Param, get_parsing_context
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+from airflow.sdk.exceptions import AirflowTimetableInvalid
 
-from seedbed.airflow.broken import broken
+from seedbed.airflow.broken import broken, told_apart
 from seedbed.airflow.deadlines import missed
 from seedbed.airflow.operators import SHARD_NAME, SeedbedFinishOperator, SeedbedPlanOperator, SeedbedShardOperator
 from seedbed.declaration import AirflowConfig, Headline, headline
 from seedbed.errors import ConfigError
+from seedbed.pipeline_file import located, read_text
 
 VARIABLE = "SEEDBED_PIPELINES"
 """The folder of pipeline files, or several, divided as PATH is."""
+log = logging.getLogger(__name__)
 _BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 
 PARAMS = {
@@ -65,7 +69,8 @@ def dags(*, on_change: bool = False) -> dict[str, DAG]:
                 continue
             made = dag_of(path, found, on_change=on_change)
         except ConfigError as error:
-            made = None if on_change or wanted is not None else broken(path, error)
+            log.error("no DAG for %s: %s", path, error)
+            made = broken(path, error) if told_apart() and not on_change and wanted is None else None
         if made is not None:
             built[made.dag_id] = made
     return built
@@ -113,7 +118,17 @@ def dag_of(path: Path | str, found: Headline | None = None, *, on_change: bool =
         deadline=_deadline(found),
     ) as made:
         run_of(str(path), found.name, said)
+    _check_schedule(Path(path), made)
     return made
+
+
+def _check_schedule(path: Path, made: DAG) -> None:
+    """Here, where it costs this file's DAG alone. Raises ConfigError."""
+    try:
+        made.timetable.validate()
+    except AirflowTimetableInvalid as error:
+        with located(path, read_text(path)):
+            raise ConfigError(str(error), setting="airflow.schedule", hint='schedule = "0 3 * * *"') from error
 
 
 def run_of(path: str, pipeline: str, said: AirflowConfig) -> None:

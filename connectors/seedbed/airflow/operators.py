@@ -13,11 +13,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset, BaseOperator, XComArg
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowRuntimeError,
+    AirflowSkipException,
+)
 
 from seedbed.airflow import telling
 from seedbed.airflow.links import ReportLink
 from seedbed.errors import AlreadyRunning, ConfigError, Fatal, Refused, Transient
+from seedbed.expansion import in_folder
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -167,8 +173,9 @@ class SeedbedPlanOperator(_PipelineOperator):
             self.log.info("%s; looking again in %d s", error.__cause__.message, _WAIT.seconds)
         from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 
+        # Raises: the task goes on from there, in the triggerer.
         self.defer(trigger=TimeDeltaTrigger(_WAIT), method_name="execute_again", kwargs={"waited": waited + 1})
-        raise AssertionError("deferred")
+        return []
 
     def _plan(self, context: Context, options: dict[str, Any]) -> list[dict[str, Any]]:
         loaded = self._loaded()
@@ -273,9 +280,10 @@ def _unfinished(context: Context, other: str) -> bool:
     try:
         # By value: it may be an enumeration, whose str() is another.
         return state(words[1], words[2]) in ("running", "queued")
-    except Exception as error:  # noqa: BLE001 - whatever Airflow raises for a run that it does not know (any more)
-        telling.log.warning("%s: %r", other, error)
-        return False
+    except AirflowRuntimeError as error:
+        if (error.error.detail or {}).get("status_code") == 404:
+            return False  # it was deleted
+        raise Transient(f"Airflow does not say whether {other} is done: {error}") from error
 
 
 def _check_ledger(loaded: Pipeline) -> None:
@@ -285,9 +293,9 @@ def _check_ledger(loaded: Pipeline) -> None:
     executor = str(conf.get("core", "executor"))
     names = [name.rpartition(".")[2].rpartition(":")[2] for name in executor.replace(";", ",").split(",")]
     spread = [name for name in names if name not in _ON_ONE_MACHINE]
-    if spread and loaded.declaration.ledger.url.startswith("sqlite:"):
+    if spread and in_folder(loaded.declaration.ledger.url):
         raise ConfigError(
-            f"the ledger is a file, and {spread[0]} runs tasks on several machines",
+            f"the ledger stands in a folder, and {spread[0]} runs tasks on several machines",
             setting="ledger.url",
             hint='let them share one in Postgres: url = "postgresql://…", or conn_id = "…"',
         )

@@ -102,6 +102,8 @@ class RemoteEmbedder:
         """Before the first call: limits that stand with `keeper`, shared by all that use it, and a budget."""
         if keeper is not None:
             self._calls.account.keeper = keeper
+        if self._calls.budget is not None:
+            self._calls.budget.close()  # what it holds and has not used is another's
         self._calls.budget = budget
 
     def count_tokens(self, contents: Sequence[Content], kind: Kind = "document") -> npt.NDArray[np.int64]:

@@ -189,8 +189,8 @@ class Ledger(abc.ABC):
         released by `unlock`, `close` or death. Raises AlreadyRunning."""
 
     @abc.abstractmethod
-    def unlock(self) -> None:
-        """Nothing where nothing is locked."""
+    def unlock(self, *, run: bool = True) -> None:
+        """Nothing where nothing is locked. `run`: also what says that this process's run lives."""
 
     def _claim(self, run_id: int) -> None:
         """Others that share the pipeline see from now on that this run lives."""
@@ -237,6 +237,8 @@ class Ledger(abc.ABC):
             self._end_dead(pipeline_id)
             if alone:
                 self.end_shared(pipeline_id)
+            else:
+                self._refuse_beside_all_rows(pipeline_id)
             self._claim(self.add_run(pipeline_id, who))
         return self._run
 
@@ -253,6 +255,14 @@ class Ledger(abc.ABC):
         for (found,) in self._query(unfinished, [pipeline_id]):
             if not self._lives(found):
                 self._query("update run set finished = ?, outcome = 'died' where id = ?", [now(), found])
+
+    def _refuse_beside_all_rows(self, pipeline_id: int) -> None:
+        """A pass over what is queued writes newer rows than a shared run that has read them before. Raises
+        AlreadyRunning."""
+        open_runs = "select who, plan from run where pipeline_id = ? and finished is null and plan is not null"
+        for who, plan in self._query(open_runs, [pipeline_id]):
+            if not json.loads(plan)["queue"]:
+                raise AlreadyRunning(f"{who} reads all rows", setting="ledger.url", hint="run again when it has ended")
 
     def end_shared(self, pipeline_id: int) -> None:
         """Shared runs that were left unfinished end: their attempts commit no more. Raises AlreadyRunning where an
@@ -278,7 +288,7 @@ class Ledger(abc.ABC):
         )
 
     def runs(self, pipeline_id: int | None, last: int = 5) -> list[RunRecord]:
-        """The last ones; attempts at a shared run's shards are not told apart from it."""
+        """The last ones, without the attempts at a shared run's shards."""
         whole = "and parent is null " if self._version >= 4 else ""
         found = self._query(
             "select id, who, started, finished, outcome, counts, provenance from run where pipeline_id = ? "

@@ -126,12 +126,13 @@ class PostgresLedger(Ledger):
             )
         self._locked = (number, shared)
 
-    def unlock(self) -> None:
+    def unlock(self, *, run: bool = True) -> None:
         if self._locked is not None:
             (number, shared), self._locked = self._locked, None
             self._query(f"select pg_advisory_unlock{'_shared' if shared else ''}(?)", [number])
-        if self._run:
-            self._query("select pg_advisory_unlock(?)", [_number(f"seedbed run number {self._run}")])
+        if run and self._run:
+            number, self._run = self._run, 0
+            self._query("select pg_advisory_unlock(?)", [_number(f"seedbed run number {number}")])
 
     def _claim(self, run_id: int) -> None:
         super()._claim(run_id)

@@ -31,12 +31,24 @@ class SharedRun(NamedTuple):
 
 
 class ShardRecord(NamedTuple):
-    """`held`: somebody works on it, for `left` seconds more at least unless that process dies."""
+    """`holder`: the attempt that has it, 0 for none; `left`: seconds for which it has it still."""
 
     number: int
     holder: int
     done: bool
     left: float
+
+
+def not_done(label: str) -> AlreadyRunning:
+    return AlreadyRunning(f"{label} is not done yet", setting="ledger.url", hint="run again later")
+
+
+def followed(run: int) -> Refused:
+    return Refused(
+        f"run {run} has ended, and another came after it",
+        setting="ledger.url",
+        hint="plan anew: in Airflow, clear the plan task with all that is downstream",
+    )
 
 
 class Shards:
@@ -63,8 +75,9 @@ class Shards:
                 raise AlreadyRunning(
                     f"this pipeline is being run by {running[0][0]}", setting="ledger.url", hint="run again later"
                 )
-            if others := [other for other in self.unfinished(pipeline_id) if other not in left]:
-                raise AlreadyRunning(f"{others[0]} is not done yet", setting="ledger.url", hint="run again later")
+            for other in self.unfinished(pipeline_id):
+                if other not in left:
+                    raise not_done(other)
             ledger.end_shared(pipeline_id)
             run = ledger.add_run(pipeline_id, who, plan=json.dumps(plan))
             shards = [*ranges, None]
@@ -97,12 +110,17 @@ class Shards:
         return SharedRun(number, pipeline_id, started, finished, json.loads(plan))
 
     def resumable(self, pipeline_id: int, who: str) -> SharedRun | None:
-        """The unfinished run that was opened under that name."""
+        """The unfinished run that was opened under that name, and whose opener lived to check what may stop it."""
         found = self._query(
             "select id from run where pipeline_id = ? and who = ? and plan is not null and finished is null",
             [pipeline_id, who],
         )
-        return self.find(found[0][0]) if found else None
+        run = self.find(found[0][0]) if found else None
+        return run if run is not None and run.plan.get("checked") else None
+
+    def checked(self, run: int, plan: dict[str, Any]) -> None:
+        """From now on its shards may be worked on."""
+        self._query("update run set plan = ? where id = ?", [json.dumps({**plan, "checked": True}), run])
 
     def unfinished(self, pipeline_id: int) -> list[str]:
         """The names of shared runs that were opened and have not ended."""
@@ -112,13 +130,10 @@ class Shards:
     def reopen(self, run: SharedRun) -> None:
         """For a shard that is to be done once more. Raises Refused where a later run has come."""
         with self._ledger._transaction():
+            self._query("update pipeline set name = name where id = ?", [run.pipeline_id])
             later = "select 1 from run where pipeline_id = ? and id > ? and parent is null"
             if self._query(later, [run.pipeline_id, run.id]):
-                raise Refused(
-                    f"run {run.id} has ended, and another came after it",
-                    setting="ledger.url",
-                    hint="plan anew: in Airflow, clear the plan task with all that is downstream",
-                )
+                raise followed(run.id)
             self._query("update run set finished = null, outcome = null where id = ?", [run.id])
 
     def records(self, run: int) -> list[ShardRecord]:
@@ -127,7 +142,7 @@ class Shards:
         return [ShardRecord(number, holder, bool(done), left) for number, holder, done, left in found]
 
     def range_of(self, run: int, number: int) -> KeyRange | None:
-        """None where a shard is not by key."""
+        """All keys, where a shard is not by key; None where there is none of that number."""
         found = self._query(
             "select after_position, upto_position from shard where run_id = ? and number = ?", [run, number]
         )
@@ -142,8 +157,9 @@ class Shards:
         with ledger._transaction():
             lock = "update shard set holder = holder where run_id = ? and number = ? returning holder"
             found = self._query(lock, [run.id, number])
-            if not found:
-                raise lease_lost()
+            open_still = "select 1 from run where id = ? and finished is null"
+            if not found or not self._query(open_still, [run.id]):
+                raise followed(run.id)
             before = int(found[0][0])
             left = self.records(run.id)[number].left
             if before and left > 0 and ledger._lives(before):

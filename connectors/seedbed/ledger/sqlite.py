@@ -110,7 +110,7 @@ class SqliteLedger(Ledger):
                 "a ledger in Postgres",
             ) from None
 
-    def unlock(self) -> None:
+    def unlock(self, *, run: bool = True) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None

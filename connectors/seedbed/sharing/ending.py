@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from seedbed.delivery import Delivery
 from seedbed.diff import Gone
-from seedbed.errors import Transient
+from seedbed.errors import Refused
 from seedbed.ledger import State
 from seedbed.ledger.shards import Shards
 from seedbed.report import RunReport, SyncReport
@@ -19,7 +19,7 @@ from seedbed.sharing.attempt import Attempt
 from seedbed.sharing.lease import Lease
 from seedbed.sharing.shard import Shard, options_of
 from seedbed.sharing.working import Progress, delivery_of, passing_of
-from seedbed.spool import BATCH, GoneSpool
+from seedbed.spool import BATCH, GoneRows, GoneSpool
 from seedbed.sync import retry_left_behind
 from seedbed.taking import Taking
 
@@ -31,8 +31,8 @@ def finish_run(
     stop: threading.Event | None = None,
 ) -> RunReport:
     """Deletes what is gone, within `[limits] max_delete`, and records how far the run has come; `shard` is any of the
-    run's. A brake that held a shard or the deletes back is in the report, and so is a sink that failed. Raises
-    Transient where a shard is not done."""
+    run's. A brake that held a shard or the deletes back is in the report, and so is a sink that failed. Raises Refused
+    where a shard is not done."""
     last = Shard(shard.run, shard.of, shard.of, shard.host)
     return _Ending(Attempt(session, last, stop or threading.Event()), progress).run()
 
@@ -47,16 +47,25 @@ class _Ending:
             told, undone = self._told()
             total = told.report
             if undone and total.refused is None:
-                raise Transient(
+                raise Refused(
                     f"{len(undone)} of {told.shards} shards are not done: the first is number {undone[0]}",
                     hint="run them again, then this",
                 )
             before = deepcopy(total)
+
+            def note(report: SyncReport) -> None:
+                """Batch by batch, so that what a killed end has done is told by the next."""
+                self._attempt.report = total.less(before)
+                self._book.note(lease.held, self._attempt.counts())
+                self._progress(total)
+
             if not undone and not self._run.plan["queue"]:
-                self._end_scan(lease, total)
+                self._end_scan(lease, total, note)
             self._attempt.report = total.less(before)
             self._tell(told)
             self._book.complete(lease.held, [])
+        if (own := self._attempt.report).cost is not None:
+            total.cost, total.currency = (total.cost or 0.0) + own.cost, own.currency
         self._session.ledger.end(self._run.id, total.outcome, total.as_record(), self._book.provenance(self._run.id))
         return told
 
@@ -72,26 +81,26 @@ class _Ending:
                 told.slowest, told.slowest_seconds = last[number], counts.seconds
         return told, [shard.number for shard in shards if not shard.done]
 
-    def _end_scan(self, lease: Lease, total: SyncReport) -> None:
+    def _end_scan(self, lease: Lease, total: SyncReport, note: Progress) -> None:
         session, options, pipeline = self._session, options_of(self._run), self._run.pipeline_id
         delivery = delivery_of(self._attempt, lease, total)
         if session.declaration.source.changes == "watermark":
             with closing(GoneSpool()) as spool:
-                passing = passing_of(self._attempt, delivery, total, self._progress)
+                passing = passing_of(self._attempt, delivery, total, note)
                 retry_left_behind(session, passing, delivery, pipeline, spool)
-                self._delete(delivery, spool, allowed=options.allow_deletes)
-        self._delete(delivery, _KeptGone(self._book, self._run.id, delivery), allowed=options.allow_deletes)
+                self._delete(delivery, spool, note, allowed=options.allow_deletes)
+        self._delete(delivery, _KeptGone(self._book, self._run.id, delivery), note, allowed=options.allow_deletes)
         delivery.finish()
         if total.exit_code in (0, 3):
             session.ledger.set_state(pipeline, State(session.recipe.fingerprint, self._mark(total)))
 
-    def _delete(self, delivery: Delivery, gone: _KeptGone | GoneSpool, *, allowed: bool) -> None:
+    def _delete(self, delivery: Delivery, gone: GoneRows, note: Progress, *, allowed: bool) -> None:
         for rows in delivery.delete(gone, lambda keys: None, allowed=allowed):
             positions = [row.position for row in rows]
             self._session.ledger.forget_failures(self._run.pipeline_id, positions)
             destination = delivery.live[rows[0].sink].destination
             self._book.forget_gone(self._run.id, destination, positions)
-            self._progress(self._attempt.report)
+            note(self._attempt.report)
 
     def _mark(self, total: SyncReport) -> str | None:
         """What the ledger says from now on, so that the next run begins there."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -13,11 +12,8 @@ from seedbed.errors import SeedbedError
 from seedbed.ledger import Held
 from seedbed.ledger.base import lease_lost
 from seedbed.ledger.shards import LEASE, Shards
-from seedbed.protocols import WRITE_SECONDS
 
 _RENEWED = LEASE / 6
-# A machine that was suspended counts too, which the monotonic clock does not.
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Lease:
@@ -28,7 +24,6 @@ class Lease:
         self.held = held
         self._shards = shards
         self._counts = counts
-        self._until = _now() + LEASE
         self._lost = False
         self._closed = threading.Event()
         self._renewing = threading.Thread(target=self._renew_often, name="seedbed-lease", daemon=True)
@@ -46,10 +41,10 @@ class Lease:
             self._shards.release(self.held)
 
     def outlast_write(self) -> None:
-        """Before a store is written: the lease outlasts the write's longest, so that nobody takes the shard over while
-        it is on its way. Raises LeaseLost."""
-        if self._until - _now() < WRITE_SECONDS:
-            self._renew()
+        """Before a store is written: asks the ledger, so that the lease outlasts the write's longest (WRITE_SECONDS)
+        and nobody takes the shard over while it is on its way. Not by this process's clock: who has lost the connection
+        has lost the lock that says that it lives. Raises LeaseLost, and Transient where the ledger is away."""
+        self._renew()
         if self._lost:
             raise lease_lost()
 
@@ -59,13 +54,7 @@ class Lease:
                 self._renew()
 
     def _renew(self) -> None:
-        until = _now() + LEASE
         if self._shards.renew(self.held):
-            self._until = until
             self._shards.note(self.held, self._counts())
         else:
             self._lost = True
-
-
-def _now() -> float:
-    return time.clock_gettime(_CLOCK)

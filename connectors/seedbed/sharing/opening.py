@@ -9,9 +9,10 @@ from typing import Any
 
 from seedbed.delivery import Delivery
 from seedbed.errors import ConfigError, SeedbedError
+from seedbed.expansion import in_folder
 from seedbed.identity import KeyRange
 from seedbed.ledger import State
-from seedbed.ledger.shards import Shards, SharedRun
+from seedbed.ledger.shards import Shards, SharedRun, not_done
 from seedbed.passing import Passing
 from seedbed.protocols import CanShard, CanTellHorizon, TakesOneProcess
 from seedbed.report import SyncReport
@@ -46,13 +47,17 @@ def begin_run(
     pipeline, book = ledger.register(name), Shards(ledger)
     ledger.lock(name, shared=True)
     try:
+        left = []
+        for other in book.unfinished(pipeline):
+            if other != label and lives(other):
+                raise not_done(other)
+            left.append(other)
         run = book.resumable(pipeline, label)
         agreed = {"declared": declared(session), "options": told(session, options)}
         if run is None or any(run.plan[name] != value for name, value in agreed.items()):
-            left = [other for other in book.unfinished(pipeline) if other == label or not lives(other)]
             run = _Opening(session, options, book, pipeline).open(label, agreed, shards, left)
         count = len(book.records(run.id)) - 1
-        host = None if ledger.shared else socket.gethostname()
+        host = socket.gethostname() if _here_alone(session) else None
         return [Shard(run.id, number, count, host) for number in range(count)]
     finally:
         ledger.unlock()
@@ -79,6 +84,7 @@ class _Opening:
             run = self._book.open(self._pipeline, label, plan, ranges, left)
             try:
                 self._check(state, taking, run, plan["since"])
+                self._book.checked(run, plan)
             except BaseException as error:
                 message = error.message if isinstance(error, SeedbedError) else type(error).__name__
                 ledger.end(run, f"failed: {message}", {}, {})
@@ -121,6 +127,14 @@ class _Opening:
         return self._shared(min(most, 1 + self._session.feed.waiting().free // CHANGES_A_SHARD))
 
     def _shared(self, wanted: int) -> int:
+        """Of shards: one, where a store or the ledger is one process's at a time."""
         sinks = map(self._session.open_sink, self._session.declaration.sink)
         alone = any(isinstance(sink, TakesOneProcess) and sink.one_process for sink in sinks)
         return wanted if self._session.ledger.shared and not alone else 1
+
+
+def _here_alone(session: Session) -> bool:
+    """Whether something of the pipeline stands in a folder, which another machine does not have."""
+    declaration = session.declaration
+    urls = [declaration.source.url, declaration.ledger.url, *(sink.url for sink in declaration.sink)]
+    return any(in_folder(url) for url in urls)

@@ -68,7 +68,8 @@ def declared(session: Session) -> str:
     agreed = [
         session.recipe.fingerprint,
         session.embedder.space.to_json(),
-        [source.table, source.query, source.where, source.key, source.changes, source.tenant],
-        [[sink.name, sink.collection, sink.payload, sink.metric] for sink in declaration.sink],
+        [source.table, source.query, source.where, source.key, source.tenant, source.deleted],
+        [source.changes, source.watermark, source.lag],
+        [[sink.name, sink.collection, sink.payload, sink.metric, sink.store_text] for sink in declaration.sink],
     ]
     return hashlib.sha256(json.dumps(agreed).encode()).hexdigest()

@@ -10,7 +10,6 @@ from dataclasses import replace
 from seedbed.delivery import Delivery
 from seedbed.diff import Gone
 from seedbed.passing import Passing
-from seedbed.protocols import Selection
 from seedbed.report import SyncReport
 from seedbed.session import Session
 from seedbed.sharing.attempt import Attempt
@@ -43,7 +42,6 @@ def _noting(attempt: Attempt, lease: Lease, progress: Progress) -> Progress:
     """What is written is noted batch by batch, so that a killed worker's part is told."""
 
     def note(report: SyncReport) -> None:
-        attempt.report = report
         attempt.book.note(lease.held, attempt.counts())
         progress(report)
 
@@ -83,7 +81,8 @@ def _work_range(attempt: Attempt, lease: Lease, progress: Progress) -> None:
     passing = passing_of(attempt, delivery, report, _noting(attempt, lease, progress))
     passing.remember_failures()
     with closing(GoneSpool()) as spool:
-        passing.run(session.source.pages(_selection(attempt, by_watermark=by_watermark)), spool, derive=True)
+        selection = session.selection(within=within, watermark=by_watermark, since=attempt.run.plan["since"])
+        passing.run(session.source.pages(selection), spool, derive=True)
         if report.stopped:
             return
         if by_watermark:
@@ -92,11 +91,6 @@ def _work_range(attempt: Attempt, lease: Lease, progress: Progress) -> None:
             passing.forget_failures(at for at in passing.earlier if within is None or within.holds(at))
         gone = [(live.destination, _all(spool, live.writer.number)) for live in delivery.live]
         attempt.book.complete(lease.held, gone)
-
-
-def _selection(attempt: Attempt, *, by_watermark: bool) -> Selection:
-    within = attempt.book.range_of(attempt.run.id, attempt.shard.number)
-    return attempt.session.selection(within=within, watermark=by_watermark, since=attempt.run.plan["since"])
 
 
 def _all(spool: GoneSpool, number: int) -> Iterator[Gone]:
@@ -108,6 +102,6 @@ def _work_queue(attempt: Attempt, lease: Lease, progress: Progress) -> None:
     """Each worker takes what the others leave; the first tries again what failed."""
     options = replace(options_of(attempt.run), allow_reembed=True, retry=attempt.shard.number == 0)
     note = _noting(attempt, lease, progress)
-    attempt.report = sync(attempt.session, options, note, attempt.stop, lease.held)
+    sync(attempt.session, options, note, attempt.stop, lease.held, attempt.report)
     if not attempt.report.stopped:
         attempt.book.complete(lease.held, [])

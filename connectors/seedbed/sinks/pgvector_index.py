@@ -24,11 +24,18 @@ def build(connection: Connection, place: Place, spec: CollectionSpec, version: s
     vectors = [name for name in wanted if vector_column(name) not in standing]
     if "_key" not in standing:
         query = sql.SQL("create index if not exists {} on {} (_key)")
-        connection.execute(query.format(sql.Identifier(f"{table}_key_idx"), place.table(version)))
+        _unhurried(connection, query.format(sql.Identifier(f"{table}_key_idx"), place.table(version)))
     for name in vectors:
         _build_ann(connection, place, spec, version, name)
     if vectors or "_key" not in standing:
-        connection.execute(sql.SQL("analyze {}").format(place.table(version)))
+        _unhurried(connection, sql.SQL("analyze {}").format(place.table(version)))
+
+
+def _unhurried(connection: Connection, statement: sql.Composed) -> None:
+    """Without the limit that writes have."""
+    with connection.transaction():
+        connection.execute("set local statement_timeout = 0")
+        connection.execute(statement)
 
 
 def _build_ann(connection: Connection, place: Place, spec: CollectionSpec, version: str, vector: str) -> None:

@@ -107,6 +107,16 @@ class Read:
             self.conditions.append(self._compare(">", within.after))
         if within is not None and within.upto is not None:
             self.conditions.append(self._compare("<=", within.upto))
+        if within is not None and within != KeyRange() and not self.relation.ordered:
+            self.conditions = self._keyless_once(self.conditions, first=within.after is None)
+
+    def _keyless_once(self, conditions: list[sql.Composable], *, first: bool) -> list[sql.Composable]:
+        """Rows without a key are in no range by their order: they are the first one's, where they are told of."""
+        keyless = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(key.column.identifier) for key in self.relation.key)
+        within, rest = conditions[-1:], conditions[:-1]
+        if not first:
+            return [*conditions, sql.SQL("NOT ({})").format(keyless)]
+        return [*rest, sql.SQL("({} OR {})").format(within[0], keyless)]
 
     def _among(self, keys: Sequence[str]) -> sql.Composable:
         """By equality of the columns themselves, whose order plays no part: so that an index is used."""
