@@ -240,8 +240,8 @@ def test_who_has_lost_the_ledger_writes_no_more(bench: Bench, monkeypatch: pytes
     def cut(self: Ledger, destination: Destination, entries: Sequence[Entry]) -> int:
         number = real(self, destination, entries)
         bench.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
-            " and query like '%seedbed_ledger%' or query like '%insert into intent%' and pid <> pg_backend_pid()"
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
+            " and pid <> pg_backend_pid() and query like '%insert into intent%'"
         )
         return number
 
