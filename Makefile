@@ -37,6 +37,7 @@ soak: $(READY)
 	$(BIN)/python benchmarks/noop_scan.py | tee benchmarks/noop_scan.md
 	$(BIN)/python benchmarks/capture.py | tee benchmarks/capture.md
 	$(BIN)/python benchmarks/functions.py | tee benchmarks/functions.md
+	$(BIN)/python benchmarks/airflow.py | tee benchmarks/airflow.md
 
 # Tests build and install one too, to see that what users get is whole.
 wheel: $(READY)

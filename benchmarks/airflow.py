@@ -40,10 +40,11 @@ begun = time.perf_counter()
 import airflow.sdk
 from airflow.sdk import DAG, BaseOperator, dag, task
 base = time.perf_counter()
+before = set(sys.modules)
 import runpy
 made = runpy.run_path(sys.argv[1])
 done = time.perf_counter()
-opened = {"psycopg", "torch", "pymilvus", "qdrant_client", "aiohttp", "sqlite3"} & set(sys.modules)
+opened = {"psycopg", "torch", "pymilvus", "qdrant_client", "aiohttp", "sqlite3"} & (set(sys.modules) - before)
 print(len([name for name in made if name.startswith("seedbed_p")]), base - begun, done - base, sorted(opened))
 """
 

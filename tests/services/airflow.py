@@ -7,6 +7,7 @@ of their own, and a scheduler that is told to end leaves them behind.
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import os
 import secrets
@@ -29,6 +30,7 @@ USER = "admin"
 _START = 120.0
 """Seconds that a busy machine may take; an idle one takes fifteen."""
 _END = 10.0
+_PR_SET_PDEATHSIG = 1
 _TAIL = 2500
 _OPTIONS = {"scheduler": ["--skip-serve-logs"], "triggerer": ["--skip-serve-logs"]}
 """Those servers would listen at all addresses of the machine; the API reads the files themselves."""
@@ -55,6 +57,7 @@ class Airflow:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=_die_with_tests,
             )
 
     def stop(self, name: str, signal_: signal.Signals = signal.SIGTERM) -> None:
@@ -106,6 +109,11 @@ def airflow(
         stack.callback(_stop_all, started)
         _wait_healthy(started)
         yield started
+
+
+def _die_with_tests() -> None:
+    """A run of tests that is killed leaves nothing behind: what these processes have started ends with them."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop_all(started: Airflow) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from seedbed import Pipeline
 from seedbed.errors import AlreadyRunning, ConfigError, LeaseLost, Refused, Transient
@@ -168,7 +169,10 @@ def test_a_held_shard_is_not_taken_and_a_dead_workers_is_at_once(bench: Bench) -
     with pytest.raises(AlreadyRunning, match="process 7 on host"):
         Shards(other).take(Shards(other).find(pieces[0].run), 0, "me")
     ledger.close()  # as its process's death would
-    Shards(other).take(Shards(other).find(pieces[0].run), 0, "me")
+    taken_soon = Retrying(
+        stop=stop_after_delay(10), wait=wait_fixed(0.05), retry=retry_if_exception_type(AlreadyRunning)
+    )
+    taken_soon(lambda: Shards(other).take(Shards(other).find(pieces[0].run), 0, "me"))
     other.close()
 
 
