@@ -86,8 +86,9 @@ def headline(path: str | Path) -> Headline:
     declared = parse(file, text)
     with located(file, text):
         _refuse_unknown(Declaration, declared, "")
+        if isinstance(name := declared.get("name"), str):
+            _check_name(name)
         made = _converted(_shaped(declared), Declaration)
-        _check_name(made.name)
     return Headline(made.name, made.airflow, made.source.changes)
 
 

@@ -27,7 +27,7 @@ content.text = "{{title}}"
 embedder.url = "hash:16"
 sink = [{{ url = "${{SEEDBED_TEST_URL}}", collection = "{name}" }}]
 ledger.url = "${{SEEDBED_TEST_URL}}"
-airflow = {{ schedule = "@daily", shards = 2, retries = 0, deadline = "2h", pool = "default_pool", queue = "gpu" }}
+airflow = {{ schedule = "@daily", shards = 2, retries = 0, pool = "default_pool", queue = "gpu" }}
 """
 
 # Heavy modules are looked for before the runs, which load what they need.

@@ -151,11 +151,14 @@ def test_a_ledger_of_the_first_version_is_brought_up(pg_url: str) -> None:
     open_ledger(pg_url).close()
     with psycopg.connect(pg_url, autocommit=True) as connection:
         connection.execute("drop table seedbed_ledger.shared_state, seedbed_ledger.usage_of_model")
+        connection.execute("drop table seedbed_ledger.shard, seedbed_ledger.gone")
+        connection.execute("alter table seedbed_ledger.run drop column parent, drop column plan")
         connection.execute("alter table seedbed_ledger.intent drop column run_id")
         connection.execute("drop index seedbed_ledger.target_in_doubt")
         connection.execute("update seedbed_ledger.ledger_version set version = 1")
     with closing(open_ledger(pg_url, create=False)) as reading:
         assert reading.usage("m").calls == 0
+        assert reading.runs(1) == []
     with closing(open_ledger(pg_url)) as ledger, closing(ledger.keeper() or LocalKeeper()) as keeper:
         assert keeper.update("x", Pace, lambda state, now: (Pace(rate=7.0), state)) is None
         found = keeper.update("x", Pace, lambda state, now: (Pace(), state))

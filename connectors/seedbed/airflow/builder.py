@@ -116,6 +116,7 @@ def dag_of(path: Path | str, found: Headline | None = None, *, on_change: bool =
         doc_md=f"Brings the sinks of `{Path(path).name}` in step with its source.",
         default_args=_defaults(said),
         deadline=_deadline(found),
+        auto_register=False,  # one that turns out to be wrong would cost the others of its file
     ) as made:
         run_of(str(path), found.name, said)
     _check_schedule(Path(path), made)
