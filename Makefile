@@ -13,7 +13,7 @@ demo: $(READY)
 
 test: $(READY)
 	bash tests/services/debian_postgres.sh
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 check: $(READY)
 	$(BIN)/ruff check $(CODE)

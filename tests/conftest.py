@@ -7,10 +7,35 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
 RUN = "SEEDBED_TEST_RUN"
+
+
+TOGETHER = {
+    "tests/airflow/test_pipeline.py": "airflow",
+    "tests/airflow/test_service.py": "airflow",
+    "tests/sharing/test_ray.py": "ray",
+    "tests/udf/": "udf",
+}
+"""Files (or folders) whose tests one worker runs, as they share a server that is dear to start or to have twice."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """By files: pytest 9.2 has no place for the suffix by which pytest-xdist 3.8 passes its marks on."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group for start, group in TOGETHER.items() if nodeid.startswith(start)), nodeid)
+
+    return Together(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

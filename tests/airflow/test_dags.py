@@ -14,8 +14,6 @@ import pytest
 
 from seedbed import load
 
-pytestmark = pytest.mark.xdist_group("airflow alone")
-
 DAGS = Path(__file__).parents[2] / "dags"
 
 PIPELINE = """

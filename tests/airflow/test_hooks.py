@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import psycopg
-import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from seedbed.testing.ark import ArkEmulator, Settings
@@ -25,7 +24,6 @@ from services.airflow_program import ran
 from services.postgres import PASSWORD
 from services.qdrant_double import QdrantDouble
 
-pytestmark = pytest.mark.xdist_group("airflow alone")
 KEY = "sk-never-shown"
 ARK = "doubao-embedding-vision-250615"
 

@@ -14,8 +14,6 @@ import pytest
 
 from services.airflow_world import PIPELINE, World
 
-pytestmark = pytest.mark.xdist_group("airflow")
-
 ROWS = 10_000
 PRODUCTS = "seedbed_products"
 

@@ -91,7 +91,6 @@ print("RESULT " + json.dumps({
 """
 
 
-@pytest.mark.xdist_group("airflow alone")
 def test_airflow_finds_its_forms_and_hooks(tmp_path: Path) -> None:
     found, said = ran(FOUND, tmp_path, env={"AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING"})
     names = {kind["connection-type"]: kind["hook-name"] for kind in get_provider_info()["connection-types"]}

@@ -12,8 +12,6 @@ import seedbed
 from services.airflow import Airflow
 from services.airflow_world import World
 
-pytestmark = pytest.mark.xdist_group("airflow")
-
 PIPELINE = """
 name = "{name}"
 source = {{ url = "{url}", table = "{name}", changes = "queue" }}

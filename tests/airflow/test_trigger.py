@@ -22,8 +22,6 @@ import seedbed
 from seedbed.airflow.pace import AGAIN, Pace
 from seedbed.sources.pg_lookout import Seen
 
-pytestmark = pytest.mark.xdist_group("airflow alone")
-
 PIPELINE = """
 name = "items"
 source = {{ url = "${{ITEMS_URL}}", table = "item", changes = "queue" }}

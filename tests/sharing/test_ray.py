@@ -17,7 +17,6 @@ import pytest
 from seedbed.errors import ConfigError
 from seedbed.ray_runner import Factory
 
-pytestmark = pytest.mark.xdist_group("ray")
 ROWS = 2000
 PIPELINE = """
 name = "items"

@@ -17,8 +17,6 @@ from udf.conftest import Serving
 
 Connection = psycopg.Connection[Any]
 
-pytestmark = pytest.mark.xdist_group("udf")
-
 
 def hashed(text: str) -> Any:
     return seedbed.embedder("hash:32").embed([Content.of(text)])[0]

@@ -17,7 +17,6 @@ import pytest
 
 Connection = psycopg.Connection[Any]
 
-pytestmark = pytest.mark.xdist_group("udf")
 
 FOUR = np.arange(4, dtype="<f4").tobytes()
 

@@ -24,8 +24,6 @@ Connection = psycopg.Connection[Any]
 HERE = Path(__file__).parent
 SCRIPTS = sorted((HERE / "sql").glob("*.sql"))
 
-pytestmark = pytest.mark.xdist_group("udf")
-
 
 def tools(release: str) -> Path:
     return binaries() if release == "18" else Path("/usr/lib/postgresql/15/bin")

@@ -24,8 +24,6 @@ from services.postgres import fresh_database
 Connection = psycopg.Connection[Any]
 Serving = Callable[[Path, str], AbstractContextManager[subprocess.Popen[bytes]]]
 
-pytestmark = pytest.mark.xdist_group("udf")
-
 
 def vector(connection: Connection, expression: str) -> Any:
     found = connection.execute(f"select ({expression})::text").fetchone()
