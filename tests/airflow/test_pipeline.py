@@ -65,8 +65,7 @@ def test_a_pipeline_runs_in_shards_into_two_stores(world: World, products: str) 
     states = world.api.states(products, run)
     assert states == {"plan": "success", "finish": "success", **{f"shard[{n}]": "success" for n in range(8)}}
     paid = [text for text in world.ark.texts if text.startswith("products")]
-    assert len(set(paid)) == ROWS
-    assert len(paid) <= 1.01 * ROWS  # a request that a busy machine has let time out is sent once more
+    assert len(paid) == len(set(paid)) == ROWS
     in_step(world, "products")
 
 

@@ -117,8 +117,7 @@ def test_pictures_and_mixtures(db: Connection, pictures: str, tmp_path: Path) ->
     picture = embedder.embed([Content((Picture(data),))], "query")[0]
     both = embedder.embed([Content((Text("a red square"), Picture(data)))], "query")[0]
     embedder.close()
-    # On a busy machine two processes may choose another dtype each.
-    np.testing.assert_allclose(parsed(one(db, "select seedbed.embed_image(%s)::text", data)), picture, atol=5e-3)
+    np.testing.assert_allclose(parsed(one(db, "select seedbed.embed_image(%s)::text", data)), picture, atol=1e-5)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     for content in ([{"text": "a red square"}, {"image": url}], {"image": url, "text": "a red square"}):
         found = one(db, "select seedbed.embed_content(%s)::text", json.dumps(content))
