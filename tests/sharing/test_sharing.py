@@ -427,7 +427,7 @@ def test_a_ledger_in_a_file_makes_one_shard_on_its_own_machine(bench: Bench) -> 
     bench.declared["ledger"] = {"url": "sqlite:./l"}
     pieces = bench.pipeline.begin_run(label="night", shards=8)
     assert [piece.of for piece in pieces] == [1]
-    with pytest.raises(ConfigError, match="the ledger is a file on elsewhere"):
+    with pytest.raises(ConfigError, match="stands in a folder on elsewhere"):
         bench.pipeline.run_shard(replace(pieces[0], host="elsewhere"))
     assert bench.pipeline.run_shard(pieces[0]).upserted == ROWS
     assert bench.pipeline.finish_run(pieces[0]).as_dict()["embedded"] == ROWS

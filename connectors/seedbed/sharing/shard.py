@@ -19,8 +19,8 @@ _OPTIONS = ("full", "allow_deletes", "allow_reembed")
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A piece of a shared run: the `number`th `of` so many. `host`: the only machine that has the ledger, where that is
-    a file."""
+    """A piece of a shared run: the `number`th `of` so many. `host`: the only machine that has the ledger, the source
+    or a store, where one of them stands in a folder."""
 
     run: int
     number: int
@@ -41,11 +41,11 @@ class Shard:
             ) from None
 
     def check_host(self) -> None:
-        """Raises ConfigError on another machine than the ledger's."""
+        """Raises ConfigError on another machine than the one that it is bound to."""
         here = socket.gethostname()
         if self.host not in (None, here):
             raise ConfigError(
-                f"the ledger is a file on {self.host}, and this worker runs on {here}",
+                f"the ledger or a store stands in a folder on {self.host}, and this worker runs on {here}",
                 setting="ledger.url",
                 hint='workers on several machines share a ledger in Postgres: url = "postgresql://…"',
             )
